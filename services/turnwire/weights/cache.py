@@ -133,7 +133,7 @@ def make_directory(directory: Path) -> None:
 
 @contextmanager
 def only_one(directory: Path, on_wait: Callable[[], None]) -> Generator[None]:
-    """Hold a model's folder: processes that pull the same model take turns, and the kernel frees the turn of a dead one."""
+    """Hold a model's folder: processes that pull the same model take turns, and a dead one's turn is over."""
     make_directory(directory)
     with cache_faults(directory):
         lock = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)

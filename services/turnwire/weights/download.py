@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -22,24 +22,27 @@ class Download:
         self._progress = progress
         self._part = cached.part
         self._written = 0
+        self._shown = 0
 
     def __enter__(self) -> Self:
         with cache_faults(self._directory, self.file.size):
             self._output = self._part.open("ab")
+        self._progress.begin(self.file.name, self.file.size)
         try:
             self._written = self._output.tell()
             if self._written > self.file.size:
                 self.restart()
             else:
                 self._hash = hash_begun(self._part)
+                self._show(self._written)
         except BaseException:
             self._output.close()
             raise
-        self._progress.begin(self.file.name, self.file.size)
-        self._progress.reached(self._written)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._progress.end()
         try:
             self._output.close()
@@ -47,6 +50,8 @@ class Download:
             # The buffer could not be written (a full disk); the error on its way says so already.
             if error is None:
                 raise
+        if not self._written:
+            self._part.unlink(missing_ok=True)
 
     @property
     def _directory(self) -> Path:
@@ -71,11 +76,17 @@ class Download:
             self._output.write(block)
         self._hash.update(block)
         self._written += len(block)
-        self._progress.reached(self._written)
+        self._show(self._written)
 
     def expect(self, more: int) -> None:
         """Show `more` bytes as under way: a wheel is fetched before what is in it can be written."""
-        self._progress.reached(min(self._written + more, self.file.size))
+        self._show(min(self._written + more, self.file.size))
+
+    def _show(self, done: int) -> None:
+        # A wheel's bytes are shown as they come, and what they hold again as it is written: not twice.
+        if done > self._shown or not done:
+            self._shown = done
+            self._progress.reached(done)
 
     def restart(self) -> None:
         """Throw away what is there."""
@@ -83,7 +94,8 @@ class Download:
             self._output.truncate(0)
             self._output.seek(0)
         self._written = 0
-        self._hash = hash_begun(Path(os.devnull))
+        self._hash = hashlib.sha256()
+        self._show(0)
 
     def finish(self, source: str) -> None:
         """Check the hash and put the file in place; bytes that do not fit are removed and WrongBytes raised."""

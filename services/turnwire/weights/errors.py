@@ -16,7 +16,7 @@ The tree stands apart from `turnwire.errors` because set-up pulls weights before
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +47,8 @@ class WeightsMissing(WeightsError):
         self.model = model.name
         self.path = path
         super().__init__(
-            f"the weights of {model.name} are not ready: {path} {why}. Run `turnwire models pull {model.name}{options}`."
+            f"the weights of {model.name} are not ready: {path} {why}. "
+            f"Run `turnwire models pull {model.name}{options}`."
         )
 
 
@@ -89,7 +90,7 @@ class BuildFailed(WeightsError):
 
 
 @contextmanager
-def cache_faults(directory: Path, needed: int | None = None) -> Iterator[None]:
+def cache_faults(directory: Path, needed: int | None = None) -> Generator[None]:
     """Turn the operating system's refusals to write into errors that say what to do about them."""
     try:
         yield

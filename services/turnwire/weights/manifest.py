@@ -6,6 +6,7 @@ is asked first; package mirrors hold the same bytes for machines that reach a pa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from turnwire.weights.errors import UnknownModel
@@ -178,8 +179,11 @@ def model_named(name: str) -> Model:
     raise UnknownModel("model", name, [model.name for model in MODELS])
 
 
-def chosen(names: tuple[str, ...] | list[str] | None) -> tuple[Model, ...]:
-    """The models of these names, or the default set for none."""
-    if not names:
-        return tuple(model for model in MODELS if model.default)
-    return tuple(model_named(name) for name in dict.fromkeys(names))
+def models_named(names: Sequence[str] | None) -> tuple[Model, ...]:
+    """The models of these names, each once; all there are for none."""
+    return tuple(model_named(name) for name in dict.fromkeys(names)) if names else MODELS
+
+
+def default_models() -> tuple[Model, ...]:
+    """The models that a fresh machine needs for everything to work."""
+    return tuple(model for model in MODELS if model.default)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,8 @@ _LOOK_SECONDS = 0.1
 # pip has no statuses for these; its words for them have not changed in many years.
 _NO_ROOM = "No space left on device"
 _NO_SUCH = "No matching distribution"
+_SILENT = "the package index does not answer"
+_NO_ANSWER = re.compile(r"after connection broken by '(\w+)")
 
 
 def pip_command() -> list[str] | None:
@@ -57,7 +60,9 @@ class PackageMirror:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._sweep()
 
     def fetch(self, mirror: Mirror, download: Download) -> None:
@@ -84,7 +89,7 @@ class PackageMirror:
                 return ready
             if _NO_ROOM in refusal:
                 raise DiskFull(self._directory, download.missing, shutil.disk_usage(self._directory).free)
-            if _NO_SUCH in refusal:
+            if _NO_SUCH in refusal or _SILENT in refusal:
                 break
         raise SourceFailed("package mirror", f"pip could not fetch {requirement}: {refusal or 'it left no wheel'}")
 
@@ -104,7 +109,12 @@ class PackageMirror:
         with tempfile.TemporaryFile(dir=temporary) as answer:
             # A folder of its own as working directory: `python -m pip` would import a pip/ it finds in ours.
             process = subprocess.Popen(
-                [*pip, *arguments], cwd=temporary, env=environment, stdin=subprocess.DEVNULL, stdout=answer, stderr=answer
+                [*pip, *arguments],
+                cwd=temporary,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=answer,
+                stderr=answer,
             )
             try:
                 while True:
@@ -124,6 +134,9 @@ class PackageMirror:
             return ""
         if _NO_ROOM in said:
             return _NO_ROOM
+        if _NO_SUCH in said and (silence := _NO_ANSWER.search(said)):
+            # Without an answer pip knows of no distribution, and says only that.
+            return f"{_SILENT} ({silence[1]})"
         lines = [line for line in said.splitlines() if line.strip()]
         return (lines[-1].removeprefix("ERROR: ") if lines else f"it ended with status {code}").strip()
 

