@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,11 @@ from turnwire.weights import Model, WeightFile, hub, manifest, mirror
 from tests.weights.servers import Server
 
 CONTENT = random.Random(7).randbytes(3_000_000)
+
+
+def inherited_environment() -> dict[str, str]:
+    """This process's environment, with its import path, for a Python started by a test."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 class Recorder:
@@ -64,7 +71,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> Pa
 
 
 @pytest.fixture
-def stock(monkeypatch: pytest.MonkeyPatch) -> "Stock":
+def stock(monkeypatch: pytest.MonkeyPatch) -> Stock:
     return Stock(monkeypatch)
 
 

@@ -78,6 +78,10 @@ class Server:
         self._http.server_close()
         self._thread.join()
 
+    def release(self) -> None:
+        """Close the connections that are held."""
+        self._released.set()
+
     def asked(self, ending: str) -> list[Request]:
         """The requests for paths that end so."""
         return [request for request in self.requests if request.path.endswith(ending)]

