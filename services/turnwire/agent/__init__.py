@@ -1,0 +1,1 @@
+"""The agent service: agents, sessions, and the turns in them."""

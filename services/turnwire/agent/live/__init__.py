@@ -1,0 +1,1 @@
+"""The turns that this process runs or shows to somebody."""

@@ -1,0 +1,199 @@
+"""A turn is accepted: checked, numbered, pinned to its configuration, and stored before anyone sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from turnwire.agent.live.live_turn import LiveTurn
+from turnwire.agent.live.models import address
+from turnwire.agent.log.turn_log import TurnLog
+from turnwire.agent.log.writer import CEILING_STEP, draft
+from turnwire.agent.store import clock, events, requests, sessions, turns
+from turnwire.agent.store.turns import TurnRow
+from turnwire.agent.turn.config import TurnConfig, overridden, pin
+from turnwire.agent.turn.runner import plan
+from turnwire.agent.v1 import agent_service_pb2, event_pb2, turn_pb2
+from turnwire.agent.validation import check_config
+from turnwire.errors import (
+    IdempotencyConflict,
+    NotFound,
+    SessionBusy,
+    TurnCancelledEarly,
+    TurnDeleted,
+)
+from turnwire.fold import TurnFold
+from turnwire.ids import new_id
+
+if TYPE_CHECKING:
+    from turnwire.agent.agents import Agents
+    from turnwire.agent.live.models import Models
+    from turnwire.agent.live.registry import LiveTurns
+    from turnwire.agent.v1 import agent_pb2, session_pb2
+    from turnwire.runtime.storage import Store, Transaction
+
+
+@dataclass(slots=True, frozen=True)
+class _Accepted:
+    row: TurnRow
+    events: list[event_pb2.StepEvent]
+
+
+class Acceptance:
+    """Accepts turns, each id once."""
+
+    def __init__(self, store: Store, agents: Agents, models: Models, live: LiveTurns) -> None:
+        """Puts accepted turns among the live ones and starts them."""
+        self._store = store
+        self._agents = agents
+        self._models = models
+        self._live = live
+        self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def accept(self, tenant: str, request: agent_service_pb2.RunTurnRequest) -> str:
+        """Accepts a turn, or finds the one that the same request made before; returns its id."""
+        turn_id = request.turn_id or new_id("turn")
+        key = (tenant, turn_id)
+        lock = self._locks[key]
+        try:
+            async with lock:
+                await self._accept_once(tenant, turn_id, request)
+        finally:
+            if not lock.locked():
+                self._locks.pop(key, None)
+        return turn_id
+
+    async def _accept_once(self, tenant: str, turn_id: str, request: agent_service_pb2.RunTurnRequest) -> None:
+        digest = _digest(request)
+        known, session = await self._look(tenant, turn_id, request.session_id)
+        if known is not None:
+            _check_same(known, digest, turn_id)
+            return
+        if session is None:
+            raise NotFound("session", request.session_id)
+        agent = await self._agents.get(tenant, session.agent_id, session.agent_version)
+        config = await self._config(tenant, agent, request.overrides)
+        accepted = await self._store_turn(tenant, turn_id, request, agent, config, digest)
+        if accepted is None:
+            return
+        log = TurnLog(turn_id)
+        log.append_boundary(accepted.events)
+        log.commit(log.next_sequence - 1, accepted.row.sequence_ceiling)
+        live = self._live.adopt(LiveTurn(tenant=tenant, row=accepted.row, log=log))
+        self._live.start(live, config)
+
+    async def _look(self, tenant: str, turn_id: str, session_id: str) -> tuple[str | None, session_pb2.Session | None]:
+        async def unit(tx: Transaction) -> tuple[str | None, session_pb2.Session | None]:
+            row = await turns.get(tx, tenant, turn_id)
+            if row is not None:
+                return row.request_digest, None
+            await _check_tombstone(tx, tenant, turn_id)
+            return None, await sessions.get(tx, tenant, session_id)
+
+        return await self._store.read(unit)
+
+    async def _config(self, tenant: str, agent: agent_pb2.Agent, overrides: turn_pb2.TurnOverrides) -> TurnConfig:
+        config = overridden(agent.config, overrides)
+        check_config(config, "overrides.config")
+        config.model = address(await self._models.chat_model(tenant, config.model, "overrides.config.model"))
+        return pin(config)
+
+    async def _store_turn(
+        self,
+        tenant: str,
+        turn_id: str,
+        request: agent_service_pb2.RunTurnRequest,
+        agent: agent_pb2.Agent,
+        config: TurnConfig,
+        digest: str,
+    ) -> _Accepted | None:
+        """One commit: the turn, its place in the session, its first events. None: it was there already."""
+
+        async def unit(tx: Transaction) -> _Accepted | None:
+            known = await turns.get(tx, tenant, turn_id)
+            if known is not None:
+                _check_same(known.request_digest, digest, turn_id)
+                return None
+            await _check_tombstone(tx, tenant, turn_id)
+            session = await sessions.get(tx, tenant, request.session_id)
+            if session is None:
+                raise NotFound("session", request.session_id)
+            if session.active_turn_id:
+                raise SessionBusy(session_id=request.session_id, turn_id=session.active_turn_id)
+            ordinal = session.last_ordinal + 1
+            first = _started(turn_id, request, agent, config, ordinal)
+            fold = TurnFold(turn_id)
+            planned, _ = plan(fold, config, [first])
+            for number, event in enumerate(planned, start=1):
+                event.first_sequence = event.sequence = number
+            now = clock.now_microseconds()
+            row = TurnRow(
+                turn_id=turn_id,
+                session_id=request.session_id,
+                ordinal=ordinal,
+                status=fold.turn.status,
+                request_digest=digest,
+                config_digest=config.digest,
+                owner=self._live.instance_id,
+                epoch=1,
+                sequence_ceiling=len(planned) + CEILING_STEP,
+                disconnect_policy=request.disconnect_policy,
+                expire_time=None,
+                metadata=None,
+                create_time=now,
+            )
+            await turns.insert(tx, tenant, row)
+            await sessions.accept_turn(tx, tenant, request.session_id, ordinal, now)
+            await events.pin_config(tx, tenant, config.digest, config.config.SerializeToString(deterministic=True))
+            await events.append(tx, tenant, turn_id, planned)
+            return _Accepted(row, planned)
+
+        return await self._store.write(unit)
+
+
+def _started(
+    turn_id: str,
+    request: agent_service_pb2.RunTurnRequest,
+    agent: agent_pb2.Agent,
+    config: TurnConfig,
+    ordinal: int,
+) -> event_pb2.StepEvent:
+    started = event_pb2.TurnStarted(
+        session_id=request.session_id,
+        agent_id=agent.agent_id,
+        agent_version=agent.version,
+        ordinal=ordinal,
+        input=request.messages,
+        config_digest=config.digest,
+        metadata=request.metadata,
+    )
+    if request.HasField("overrides"):
+        started.overrides.CopyFrom(request.overrides)
+    return draft(turn_id, "turn_started", started)
+
+
+def _digest(request: agent_service_pb2.RunTurnRequest) -> str:
+    """The hash of what a turn is asked for; how its stream behaves is left out."""
+    asked = agent_service_pb2.RunTurnRequest()
+    asked.CopyFrom(request)
+    asked.ClearField("turn_id")
+    asked.ClearField("follow_pauses")
+    return hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest()
+
+
+def _check_same(known_digest: str, digest: str, turn_id: str) -> None:
+    if known_digest != digest:
+        raise IdempotencyConflict("turn_id", turn_id)
+
+
+async def _check_tombstone(tx: Transaction, tenant: str, turn_id: str) -> None:
+    match await requests.tombstone(tx, tenant, turn_id):
+        case requests.DELETED:
+            raise TurnDeleted(turn_id)
+        case requests.CANCELLED:
+            raise TurnCancelledEarly(turn_id)
+        case _:
+            return

@@ -1,0 +1,149 @@
+"""What the agent service does by itself: turns of an ended process go on, pauses expire, idle sessions are erased."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import structlog
+
+from turnwire.agent.log.writer import draft
+from turnwire.agent.store import clock, requests, sessions, turns
+from turnwire.agent.turn.next import failed
+from turnwire.agent.v1 import event_pb2, step_pb2
+from turnwire.common.v1 import error_pb2
+from turnwire.errors import NotFound, TurnwireError
+
+if TYPE_CHECKING:
+    from turnwire.agent.live.live_turn import LiveTurn
+    from turnwire.agent.live.registry import LiveTurns
+    from turnwire.agent.sessions import Sessions
+    from turnwire.runtime.storage import Store, Transaction
+
+_log = structlog.get_logger(__name__)
+
+MAX_RECOVERIES = 3
+"""The third recovery without a new boundary in between fails a turn: it kills no more processes."""
+ERASE_AFTER_SECONDS = 600
+SWEEP_SECONDS = 30.0
+
+
+class Upkeep:
+    """Runs beside the service."""
+
+    def __init__(self, store: Store, live: LiveTurns, erase: Sessions) -> None:
+        """Works on all tenants."""
+        self._store = store
+        self._live = live
+        self._sessions = erase
+
+    async def recover(self) -> int:
+        """Takes over every turn that ran when its owner ended; returns how many.
+
+        On SQLite a service is one process, and it holds the lock: whoever is named as owner is gone.
+        """
+
+        async def unit(tx: Transaction) -> list[tuple[str, str]]:
+            return [(tenant, row.turn_id) for tenant, row in await turns.unfinished(tx)]
+
+        found = await self._store.read(unit)
+        for tenant, turn_id in found:
+            try:
+                async with self._live.opened(tenant, turn_id) as live, live.lock:
+                    if live.task is None and not live.log.fold.finished:
+                        await self._recover(live)
+            except TurnwireError:
+                _log.exception("recovery_failed", turn_id=turn_id)
+        return len(found)
+
+    async def run(self) -> None:
+        """Sweeps until it is cancelled."""
+        while True:
+            try:
+                await self.sweep()
+            except TurnwireError as error:
+                _log.warning("sweep_failed", error=error.message)
+            await asyncio.sleep(SWEEP_SECONDS)
+
+    async def sweep(self) -> None:
+        """Fails expired pauses, erases sessions that are not kept, forgets old request ids."""
+        now = clock.now_microseconds()
+
+        async def unit(tx: Transaction) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+            idle = await sessions.to_erase(tx, now - ERASE_AFTER_SECONDS * 1_000_000)
+            return await turns.expired(tx, now), idle
+
+        expired, idle = await self._store.read(unit)
+        for tenant, turn_id in expired:
+            await self._expire(tenant, turn_id)
+        for tenant, session_id in idle:
+            await self._sessions.erase(tenant, session_id)
+        await self._store.write(requests.sweep)
+
+    async def _recover(self, live: LiveTurn) -> None:
+        config = await self._live.config_of(live)
+        await self._live.take_over(live)
+        log = live.log
+        recovered = draft(
+            live.row.turn_id,
+            "turn_recovered",
+            event_pb2.TurnRecovered(epoch=live.row.epoch, instance_id=self._live.instance_id),
+        )
+        # Its range covers every number that the last owner may have shown and not stored.
+        recovered.first_sequence = log.next_sequence
+        recovered.sequence = max(log.ceiling + 1, log.next_sequence)
+        first = [recovered]
+        turn = log.fold.turn
+        if self._recoveries_in_a_row(live) + 1 >= MAX_RECOVERIES:
+            failure = error_pb2.Failure(
+                reason=error_pb2.ERROR_REASON_RECOVERY_EXHAUSTED,
+                message=f"The process that ran the turn ended {MAX_RECOVERIES} times at the same place. Look at the"
+                " logs of the agent service before you run it again.",
+                metadata={"turn_id": turn.turn_id, "recoveries": str(turn.recoveries + 1)},
+            )
+            first.append(failed(turn, failure))
+        elif turn.steps and turn.steps[-1].status == step_pb2.STEP_STATUS_IN_PROGRESS:
+            first.extend(_restarted(turn.turn_id, turn.steps[-1]))
+        _log.info("turn_recovered", turn_id=turn.turn_id, epoch=live.row.epoch)
+        self._live.start(live, config, first)
+
+    def _recoveries_in_a_row(self, live: LiveTurn) -> int:
+        count = 0
+        for event in reversed(live.log.after(0, live.log.next_sequence)):
+            match event.WhichOneof("payload"):
+                case "turn_recovered":
+                    count += 1
+                case "step_restarted" | "step_delta":
+                    continue
+                case _:
+                    break
+        return count
+
+    async def _expire(self, tenant: str, turn_id: str) -> None:
+        try:
+            async with self._live.opened(tenant, turn_id) as live, live.lock:
+                if not live.log.fold.awaits_input:
+                    return
+                config = await self._live.config_of(live)
+                await self._live.take_over(live)
+                failure = error_pb2.Failure(
+                    reason=error_pb2.ERROR_REASON_INPUT_EXPIRED,
+                    message="Nobody answered what the turn waited for in time. Run it again.",
+                    metadata={"turn_id": turn_id},
+                )
+                self._live.start(live, config, [failed(live.log.fold.turn, failure)])
+        except NotFound:
+            return
+
+
+def _restarted(turn_id: str, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
+    if step.type != step_pb2.STEP_TYPE_INFERENCE:
+        return []
+    cause = error_pb2.Failure(
+        reason=error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE,
+        message="The process that ran the turn ended; another one goes on.",
+        retryable=True,
+        metadata={"service": "agent"},
+    )
+    restarted = event_pb2.StepRestarted(attempt=step.attempt + 1, cause=cause)
+    return [draft(turn_id, "step_restarted", restarted, step.step_id)]

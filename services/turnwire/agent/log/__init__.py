@@ -1,0 +1,1 @@
+"""The turn log: events with sequence ranges, one writer, many cursors."""

@@ -1,0 +1,197 @@
+"""The one writer of a turn's log."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import TYPE_CHECKING
+
+import structlog
+
+from turnwire.agent.log.merge import merged, pieces
+from turnwire.agent.store import clock, events, sessions, turns
+from turnwire.agent.v1 import event_pb2, turn_pb2
+from turnwire.common.v1 import message_pb2
+from turnwire.errors import NotOwner, StoreUnavailable
+from turnwire.fold import TERMINAL_PAYLOADS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from turnwire.agent.log.turn_log import TurnLog
+    from turnwire.runtime.storage import Store, Transaction
+
+_log = structlog.get_logger(__name__)
+
+FORMAT = 1
+"""The format of the events that this version stores."""
+CEILING_STEP = 4096
+"""So many numbers are reserved at a time."""
+_CEILING_RESERVE = 1024
+
+
+def draft(turn_id: str, payload: str, value: object, step_id: str = "") -> event_pb2.StepEvent:
+    """Makes an event without a number."""
+    event = event_pb2.StepEvent(turn_id=turn_id, step_id=step_id, format=FORMAT)
+    event.event_time.CopyFrom(clock.now())
+    getattr(event, payload).CopyFrom(value)
+    return event
+
+
+class TurnWriter:
+    """Appends to the log of a turn under one epoch of ownership."""
+
+    def __init__(self, store: Store, log: TurnLog, tenant: str, session_id: str, owner: str, epoch: int) -> None:
+        """Writes as `owner` in `epoch`; anybody else's appends in between are found out and refused."""
+        self._store = store
+        self._log = log
+        self._tenant = tenant
+        self._session_id = session_id
+        self._owner = owner
+        self._epoch = epoch
+        self._status: turn_pb2.TurnStatus.ValueType = turn_pb2.TURN_STATUS_RUNNING
+        self._expire_time: int | None = None
+        self._offsets: dict[tuple[str, int, int, str], int] = {}
+        self._extension: asyncio.Task[None] | None = None
+
+    def delta(
+        self,
+        step_id: str,
+        attempt: int,
+        part: event_pb2.DeltaPart.ValueType,
+        text: str,
+        *,
+        call_id: str = "",
+        tool_name: str = "",
+        parse_status: message_pb2.ToolCallParseStatus.ValueType = message_pb2.TOOL_CALL_PARSE_STATUS_UNSPECIFIED,
+    ) -> None:
+        """Appends a piece of text; it is stored with the next boundary event."""
+        key = (step_id, attempt, part, call_id)
+        for piece in pieces(text):
+            offset = self._offsets.get(key, 0)
+            event = event_pb2.StepEvent(turn_id=self._log.turn_id, step_id=step_id, format=FORMAT)
+            event.event_time.CopyFrom(clock.now())
+            delta = event.step_delta
+            delta.attempt = attempt
+            delta.part = part
+            delta.call_id = call_id
+            delta.offset = offset
+            delta.text = piece
+            delta.tool_name = tool_name
+            delta.parse_status = parse_status
+            self._offsets[key] = offset + (len(piece) if piece.isascii() else len(piece.encode()))
+            self._log.append_delta(event)
+        if self._log.ceiling - self._log.next_sequence < _CEILING_RESERVE and self._extension is None:
+            self._extension = asyncio.create_task(self._extend(), name=f"ceiling {self._log.turn_id}")
+
+    async def commit(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
+        """Appends boundary events and returns when they, and all deltas before them, are stored.
+
+        While the store is away it is asked again and again: the turn waits, nothing is shown.
+
+        Raises:
+            NotOwner: another process has taken the turn over.
+        """
+        self._log.append_boundary(drafts)
+        self._note_status(drafts)
+        batch = list(merged(stored_form(event) for event in self._log.unstored()))
+        sequence = self._log.next_sequence - 1
+        finished = self._status in {
+            turn_pb2.TURN_STATUS_COMPLETED,
+            turn_pb2.TURN_STATUS_FAILED,
+            turn_pb2.TURN_STATUS_CANCELLED,
+        }
+        ceiling = max(self._log.ceiling, sequence + CEILING_STEP)
+
+        async def unit(tx: Transaction) -> None:
+            await self._advance(tx, ceiling)
+            await events.append(tx, self._tenant, self._log.turn_id, batch)
+            if finished:
+                await sessions.touch(tx, self._tenant, self._session_id, clock.now_microseconds())
+
+        await self._write(unit)
+        self._log.commit(sequence, ceiling)
+
+    async def close(self) -> None:
+        """Waits for what is still being written."""
+        if self._extension is not None:
+            await asyncio.gather(self._extension, return_exceptions=True)
+
+    async def _extend(self) -> None:
+        ceiling = self._log.next_sequence + CEILING_STEP
+
+        async def unit(tx: Transaction) -> None:
+            reserved = await turns.reserve(
+                tx, self._tenant, self._log.turn_id, owner=self._owner, epoch=self._epoch, sequence_ceiling=ceiling
+            )
+            if not reserved:
+                raise NotOwner(self._log.turn_id)
+
+        try:
+            await self._write(unit)
+            self._log.commit(0, ceiling)
+        except NotOwner:
+            _log.warning("ceiling_refused", turn_id=self._log.turn_id, epoch=self._epoch)
+        finally:
+            self._extension = None
+
+    async def _advance(self, tx: Transaction, ceiling: int) -> None:
+        owned = await turns.advance(
+            tx,
+            self._tenant,
+            self._log.turn_id,
+            owner=self._owner,
+            epoch=self._epoch,
+            status=self._status,
+            sequence_ceiling=ceiling,
+            expire_time=self._expire_time,
+        )
+        if not owned:
+            raise NotOwner(self._log.turn_id)
+
+    async def _write(self, unit: object) -> None:
+        delay = 0.05
+        while True:
+            try:
+                await self._store.write(unit)  # pyright: ignore[reportArgumentType]
+            except StoreUnavailable as error:
+                _log.warning("store_unavailable", turn_id=self._log.turn_id, error=error.message, retry_seconds=delay)
+                await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
+                delay = min(delay * 2, 2.0)
+            else:
+                return
+
+    def _note_status(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
+        for event in drafts:
+            match event.WhichOneof("payload"):
+                case "turn_awaiting_input":
+                    self._status = turn_pb2.TURN_STATUS_AWAITING_INPUT
+                    self._expire_time = clock.microseconds(event.turn_awaiting_input.awaited_input.expire_time)
+                case "turn_input_received":
+                    self._status = turn_pb2.TURN_STATUS_RUNNING
+                case "turn_completed":
+                    self._status = turn_pb2.TURN_STATUS_COMPLETED
+                case "turn_failed":
+                    self._status = turn_pb2.TURN_STATUS_FAILED
+                case "turn_cancelled":
+                    self._status = turn_pb2.TURN_STATUS_CANCELLED
+                case _:
+                    pass
+        if self._status != turn_pb2.TURN_STATUS_AWAITING_INPUT:
+            self._expire_time = None
+
+
+def stored_form(event: event_pb2.StepEvent) -> event_pb2.StepEvent:
+    """Returns an event as it is stored: a final message that is the text of a step is not stored twice."""
+    if event.WhichOneof("payload") != "turn_completed" or not event.turn_completed.output_step_id:
+        return event
+    stored = event_pb2.StepEvent()
+    stored.CopyFrom(event)
+    stored.turn_completed.output.ClearField("parts")
+    stored.turn_completed.output.ClearField("reasoning")
+    return stored
+
+
+def is_terminal(event: event_pb2.StepEvent) -> bool:
+    """True for the last event of a log."""
+    return event.WhichOneof("payload") in TERMINAL_PAYLOADS

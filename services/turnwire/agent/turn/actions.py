@@ -1,0 +1,36 @@
+"""What may come next in a turn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from turnwire.agent.v1 import event_pb2, step_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """These events happen; nothing outside the log is touched."""
+
+    events: tuple[event_pb2.StepEvent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunInference:
+    """The model is called for a step that has started."""
+
+    step: step_pb2.Step
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """The turn waits for input; no process is needed for that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The turn has ended."""
+
+
+Action = Record | RunInference | Pause | Stop

@@ -1,0 +1,46 @@
+"""The limits of a turn."""
+
+from __future__ import annotations
+
+from turnwire.agent.v1 import agent_pb2, step_pb2, turn_pb2
+from turnwire.common.v1 import error_pb2
+
+
+def exhausted(turn: turn_pb2.Turn, limits: agent_pb2.TurnLimits) -> error_pb2.Failure | None:
+    """Returns why a turn may not call its model again, or None."""
+    used_tokens = turn.usage.prompt_tokens + turn.usage.completion_tokens
+    if limits.HasField("total_tokens") and used_tokens >= limits.total_tokens:
+        return _failure("total_tokens", used_tokens, limits.total_tokens)
+    if limits.HasField("model_calls") and turn.usage.model_calls >= limits.model_calls:
+        return _failure("model_calls", turn.usage.model_calls, limits.model_calls)
+    return None
+
+
+def tool_calls_exhausted(turn: turn_pb2.Turn, limits: agent_pb2.TurnLimits, further: int) -> error_pb2.Failure | None:
+    """Returns why a turn may not make further tool calls, or None."""
+    used = sum(
+        len(step.tool_execution.executions) for step in turn.steps if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION
+    )
+    if limits.HasField("tool_calls") and used + further > limits.tool_calls:
+        return _failure("tool_calls", used + further, limits.tool_calls)
+    return None
+
+
+def remaining_tokens(turn: turn_pb2.Turn, limits: agent_pb2.TurnLimits) -> int:
+    """Returns the tokens a turn has left; 0 when it has no such limit."""
+    if not limits.HasField("total_tokens"):
+        return 0
+    return max(0, limits.total_tokens - turn.usage.prompt_tokens - turn.usage.completion_tokens)
+
+
+def active_time_exhausted(seconds: float) -> error_pb2.Failure:
+    """Returns the failure of a turn that ran for too long."""
+    return _failure("active_time", f"{seconds:g} s", f"{seconds:g} s")
+
+
+def _failure(limit: str, used: object, allowed: object) -> error_pb2.Failure:
+    return error_pb2.Failure(
+        reason=error_pb2.ERROR_REASON_BUDGET_EXHAUSTED,
+        message=f"The turn reached its limit {limit}: {used} of {allowed}. Raise `limits.{limit}` of the agent.",
+        metadata={"limit": limit, "used": str(used)},
+    )

@@ -1,0 +1,194 @@
+"""The driver of one turn: asks what comes next, commits it, does it, until the turn ends or pauses."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, assert_never
+
+import structlog
+
+from turnwire.agent.log.writer import draft
+from turnwire.agent.turn import budget
+from turnwire.agent.turn.actions import Pause, Record, RunInference, Stop
+from turnwire.agent.turn.next import failed, next_action
+from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
+from turnwire.errors import Internal, NotOwner
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from turnwire.agent.log.turn_log import TurnLog
+    from turnwire.agent.log.writer import TurnWriter
+    from turnwire.agent.turn.actions import Action
+    from turnwire.agent.turn.config import TurnConfig
+    from turnwire.agent.turn.inference import InferenceStep
+    from turnwire.common.v1 import error_pb2, message_pb2
+    from turnwire.fold import TurnFold
+
+_log = structlog.get_logger(__name__)
+
+
+def plan(
+    preview: TurnFold, config: TurnConfig, first: Sequence[event_pb2.StepEvent]
+) -> tuple[list[event_pb2.StepEvent], Action]:
+    """Returns all events that follow from `first` without anything outside the log, and what is to be done then.
+
+    They go to the store as one commit: the end of a step with the start of the next, the acceptance of a turn with
+    its first step. `preview` is the state before `first`; it is changed.
+    """
+    events: list[event_pb2.StepEvent] = []
+    pending = list(first)
+    while True:
+        for event in pending:
+            numbered = event_pb2.StepEvent()
+            numbered.CopyFrom(event)
+            if not numbered.sequence:
+                numbered.first_sequence = numbered.sequence = preview.last_sequence + 1
+            preview.apply(numbered)
+            events.append(event)
+        action = next_action(preview.turn, config)
+        if not isinstance(action, Record):
+            return events, action
+        pending = list(action.events)
+
+
+class TurnRunner:
+    """Runs one turn in this process."""
+
+    def __init__(
+        self,
+        log: TurnLog,
+        writer: TurnWriter,
+        config: TurnConfig,
+        inference: InferenceStep,
+        history: Callable[[turn_pb2.Turn], Awaitable[list[message_pb2.Message]]],
+    ) -> None:
+        """Appends through `writer`; reads earlier turns through `history`."""
+        self._log = log
+        self._writer = writer
+        self._config = config
+        self._inference = inference
+        self._history = history
+        self._history_messages: list[message_pb2.Message] | None = None
+        self._cancel_reason: str | None = None
+        self._work: asyncio.Task[list[event_pb2.StepEvent]] | None = None
+
+    async def run(self, first: Sequence[event_pb2.StepEvent] = ()) -> None:
+        """Commits `first` and what follows from it, and goes on until the turn ends or pauses.
+
+        Raises:
+            NotOwner: another process has taken the turn over; this one shows nothing further.
+        """
+        deadline = self._deadline()
+        events = list(first)
+        try:
+            while True:
+                action = await self._commit(events)
+                if self._cancel_reason is not None and not isinstance(action, Stop):
+                    events = [self._cancelled()]
+                    continue
+                match action:
+                    case RunInference(step=step):
+                        events = await self._infer(step, deadline)
+                    case Pause() | Stop():
+                        return
+                    case Record():
+                        raise AssertionError("plan leaves nothing to record")
+                    case _:
+                        assert_never(action)
+        finally:
+            await self._writer.close()
+
+    def cancel(self, reason: str) -> None:
+        """Ends the turn at once: the model's call is cut, `turn_cancelled` follows."""
+        self._cancel_reason = reason
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _commit(self, events: list[event_pb2.StepEvent]) -> Action:
+        events, action = plan(self._log.preview(), self._config, events)
+        if events:
+            await self._writer.commit(events)
+        if isinstance(action, RunInference):
+            # The plan's copy of the step goes; the log's own is the one that deltas change.
+            step = self._log.fold.step(action.step.step_id)
+            assert step is not None
+            return RunInference(step)
+        return action
+
+    async def _infer(self, step: step_pb2.Step, deadline: float | None) -> list[event_pb2.StepEvent]:
+        self._work = asyncio.create_task(self._attempt(step), name=f"inference {step.step_id}")
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(self._work)
+        except TimeoutError:
+            seconds = self._config.config.limits.active_time.ToTimedelta().total_seconds()
+            return [self._failed(budget.active_time_exhausted(seconds))]
+        except asyncio.CancelledError:
+            if self._cancel_reason is not None and not _cancelling():
+                return []
+            raise
+        except Exception as error:
+            if isinstance(error, NotOwner):
+                raise
+            _log.exception("turn_defect", turn_id=self._log.turn_id, step_id=step.step_id)
+            return [self._failed(Internal(service="agent").to_failure())]
+        finally:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            self._work = None
+
+    async def _attempt(self, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
+        turn = self._log.fold.turn
+        if self._history_messages is None:
+            self._history_messages = await self._history(turn)
+        if self._delay:
+            await asyncio.sleep(self._delay)
+        return await self._inference.run(turn, step, self._history_messages)
+
+    @property
+    def _delay(self) -> float:
+        """How long a restarted step waits."""
+        last = self._log.after(self._log.last_sequence - 1, 1)
+        if last and last[0].WhichOneof("payload") == "step_restarted":
+            return last[0].step_restarted.delay.ToTimedelta().total_seconds()
+        return 0.0
+
+    def _deadline(self) -> float | None:
+        limits = self._config.config.limits
+        if not limits.HasField("active_time"):
+            return None
+        return asyncio.get_running_loop().time() + limits.active_time.ToTimedelta().total_seconds()
+
+    def _failed(self, failure: error_pb2.Failure) -> event_pb2.StepEvent:
+        return failed(self._log.fold.turn, failure)
+
+    def _cancelled(self) -> event_pb2.StepEvent:
+        return cancelled(self._log.fold.turn, self._cancel_reason or "")
+
+
+def cancelled(turn: turn_pb2.Turn, reason: str) -> event_pb2.StepEvent:
+    """Returns the event that cancels a turn, with what became of its open calls.
+
+    A model's call was stopped. A function of the caller may run on in the caller; its result is no longer taken.
+    """
+    calls: list[turn_pb2.CancelledCall] = []
+    for step in turn.steps:
+        if step.status != step_pb2.STEP_STATUS_IN_PROGRESS:
+            continue
+        if step.type == step_pb2.STEP_TYPE_INFERENCE:
+            calls.append(turn_pb2.CancelledCall(step_id=step.step_id, outcome=turn_pb2.CancelledCall.OUTCOME_STOPPED))
+        calls.extend(
+            turn_pb2.CancelledCall(
+                call_id=execution.call.call_id, step_id=step.step_id, outcome=turn_pb2.CancelledCall.OUTCOME_FENCED
+            )
+            for execution in step.tool_execution.executions
+            if not execution.HasField("result")
+        )
+    payload = event_pb2.TurnCancelled(reason=reason, calls=calls, usage=turn.usage)
+    return draft(turn.turn_id, "turn_cancelled", payload)
+
+
+def _cancelling() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

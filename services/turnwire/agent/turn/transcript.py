@@ -1,0 +1,98 @@
+"""Turns as a model reads them: messages in order, each tool call followed by its one result."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from turnwire.agent.v1 import step_pb2, turn_pb2
+from turnwire.common.v1 import message_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+def instructions(text: str) -> list[message_pb2.Message]:
+    """Returns the agent's instructions as the first message; none when there are none."""
+    if not text:
+        return []
+    part = message_pb2.ContentPart(text=text, provenance=message_pb2.PROVENANCE_SYSTEM)
+    return [message_pb2.Message(role=message_pb2.ROLE_SYSTEM, parts=[part])]
+
+
+def past_messages(turn: turn_pb2.Turn) -> list[message_pb2.Message]:
+    """Returns what later turns read of an ended one.
+
+    A failed turn leaves nothing: its caller says it again. A cancelled one leaves what was said, and the text that
+    its user has seen.
+    """
+    if turn.status == turn_pb2.TURN_STATUS_COMPLETED:
+        return [*turn.input, *_iterations(turn, with_cut_text=False)]
+    if turn.status == turn_pb2.TURN_STATUS_CANCELLED:
+        return [*turn.input, *_iterations(turn, with_cut_text=True)]
+    return []
+
+
+def present_messages(turn: turn_pb2.Turn) -> list[message_pb2.Message]:
+    """Returns what the next inference of a running turn reads of it."""
+    return [*turn.input, *_iterations(turn, with_cut_text=False)]
+
+
+def _iterations(turn: turn_pb2.Turn, *, with_cut_text: bool) -> Iterable[message_pb2.Message]:
+    executions = {
+        execution.call.call_id: execution
+        for step in turn.steps
+        if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION
+        for execution in step.tool_execution.executions
+    }
+    for step in turn.steps:
+        if step.type != step_pb2.STEP_TYPE_INFERENCE:
+            continue
+        if step.status != step_pb2.STEP_STATUS_COMPLETED:
+            if with_cut_text and step.inference.text:
+                yield _answer(step, [])
+            continue
+        # A call without a result (the turn reached its last iteration, or was cancelled) is not shown to a model:
+        # every server refuses such a transcript.
+        answered = [
+            call
+            for call in step.inference.tool_calls
+            if call.call_id in executions and executions[call.call_id].HasField("result")
+        ]
+        if answered or step.inference.text or not step.inference.tool_calls:
+            yield _answer(step, answered)
+        for call in answered:
+            yield _result(executions[call.call_id].result)
+
+
+def _answer(step: step_pb2.Step, calls: Sequence[message_pb2.ToolCall]) -> message_pb2.Message:
+    message = message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, stop_reason=step.inference.stop_reason)
+    if step.inference.text:
+        message.parts.add(text=step.inference.text, provenance=message_pb2.PROVENANCE_MODEL)
+    message.tool_calls.extend(calls)
+    return message
+
+
+def _result(result: message_pb2.ToolResult) -> message_pb2.Message:
+    text = result.content
+    if result.HasField("failure"):
+        text = f"{text}\nError: {result.failure.message}" if text else f"Error: {result.failure.message}"
+    part = message_pb2.ContentPart(text=text, provenance=message_pb2.PROVENANCE_TOOL_RESULT, source=result.name)
+    return message_pb2.Message(role=message_pb2.ROLE_TOOL, parts=[part], call_id=result.call_id)
+
+
+def check(messages: Sequence[message_pb2.Message]) -> None:
+    """Refuses a transcript in which a tool call has not exactly one result, right after it, in order.
+
+    Raises:
+        AssertionError: the transcript is not sound; that is a defect of Turnwire.
+    """
+    open_calls: list[str] = []
+    for message in messages:
+        if message.role == message_pb2.ROLE_TOOL:
+            assert open_calls, f"the result of {message.call_id} answers no call"
+            expected = open_calls.pop(0)
+            assert expected == message.call_id, f"a result of {expected} was due, not of {message.call_id}"
+            continue
+        assert not open_calls, f"the call {open_calls[0]} has no result"
+        open_calls = [call.call_id for call in message.tool_calls]
+    assert not open_calls, f"the call {open_calls[0]} has no result"

@@ -1,0 +1,295 @@
+"""What a request has to look like, checked before anything is written; all violations at once."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+
+from turnwire.agent.v1 import agent_pb2, agent_service_pb2
+from turnwire.common.v1 import generation_pb2, message_pb2
+from turnwire.errors import Unimplemented
+from turnwire.runtime.validation import Violations
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from google.protobuf.field_mask_pb2 import FieldMask
+
+MAX_INPUT_BYTES = 192 * 1024
+"""The text of a turn's input, or of one answer: with it no stored event passes 256 KiB."""
+_MAX_INSTRUCTIONS = 128 * 1024
+_TURN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_UPDATABLE_AGENT_FIELDS = frozenset({"name", "description", "metadata", "config"})
+_UPDATABLE_SESSION_FIELDS = frozenset({"title", "metadata", "agent_version"})
+
+
+def check_id(violations: Violations, field: str, value: str) -> None:
+    """Requires an id that could be one of ours."""
+    if not value:
+        violations.add(field, "is required")
+    elif len(value) > 200:
+        violations.add(field, f"is {len(value)} characters long; ids have at most 200")
+
+
+def check_metadata(violations: Violations, field: str, metadata: Mapping[str, str]) -> None:
+    """Bounds labels."""
+    if len(metadata) > 32:
+        violations.add(field, f"has {len(metadata)} entries; at most 32 are kept")
+    for key, value in metadata.items():
+        if not key or len(key) > 64:
+            violations.add(f"{field}[{key[:64]!r}]", "keys have 1 to 64 characters")
+        if len(value) > 512:
+            violations.add(f"{field}[{key[:64]!r}]", f"is {len(value)} characters long; values have at most 512")
+
+
+def check_length(violations: Violations, field: str, value: str, most: int) -> None:
+    """Bounds a text, in characters."""
+    if len(value) > most:
+        violations.add(field, f"is {len(value)} characters long; at most {most} are allowed")
+
+
+def check_mask(violations: Violations, mask: FieldMask, message_fields: frozenset[str], nested: str = "") -> None:
+    """Requires that a mask names fields that can be changed."""
+    for path in mask.paths:
+        head, _, tail = path.partition(".")
+        known = head in message_fields and not tail
+        if nested and head == nested and tail:
+            known = tail in agent_pb2.AgentConfig.DESCRIPTOR.fields_by_name
+        if not known:
+            allowed = ", ".join(sorted(message_fields))
+            violations.add("update_mask", f"{path[:100]!r} is no field that can be changed; there are: {allowed}")
+
+
+def check_agent_texts(violations: Violations, prefix: str, name: str, description: str) -> None:
+    """Bounds what people read of an agent."""
+    check_length(violations, f"{prefix}name", name, 200)
+    check_length(violations, f"{prefix}description", description, 2000)
+
+
+def check_agent_mask(violations: Violations, mask: FieldMask) -> None:
+    """Requires the fields of an agent that can be changed."""
+    check_mask(violations, mask, _UPDATABLE_AGENT_FIELDS, nested="config")
+
+
+def check_session_mask(violations: Violations, mask: FieldMask) -> None:
+    """Requires the fields of a session that can be changed."""
+    check_mask(violations, mask, _UPDATABLE_SESSION_FIELDS)
+
+
+def check_config(config: agent_pb2.AgentConfig, field: str = "config") -> None:
+    """Requires a configuration that a turn can run under.
+
+    Raises:
+        InvalidArgument: with all that is wrong.
+        Unimplemented: it asks for something that this version does not do yet.
+    """
+    violations = Violations()
+    if not config.model:
+        violations.add(f"{field}.model", "is required; `turnwire models list` shows what there is")
+    check_length(violations, f"{field}.model", config.model, 400)
+    if len(config.instructions.encode()) > _MAX_INSTRUCTIONS:
+        violations.add(f"{field}.instructions", f"is larger than {_MAX_INSTRUCTIONS} bytes")
+    if config.HasField("max_iterations") and not 1 <= config.max_iterations <= 100:
+        violations.add(f"{field}.max_iterations", f"is {config.max_iterations}; it goes from 1 to 100")
+    _check_sampling(violations, f"{field}.sampling_parameters", config.sampling_parameters)
+    names = _check_tools(violations, f"{field}.tools", config)
+    _check_tool_choice(violations, f"{field}.tool_choice", config.tool_choice, names)
+    if config.tool_prompt_format not in generation_pb2.ToolPromptFormat.values():
+        violations.add(f"{field}.tool_prompt_format", f"{config.tool_prompt_format} is unknown to this version")
+    if config.response_format.WhichOneof("format") == "json_schema":
+        _check_schema(violations, f"{field}.response_format.json_schema", config.response_format.json_schema)
+    _check_limits(violations, f"{field}.limits", config.limits)
+    violations.raise_if_any()
+    _refuse_unbuilt(config)
+
+
+def _check_sampling(violations: Violations, field: str, sampling: generation_pb2.SamplingParameters) -> None:
+    match sampling.WhichOneof("strategy"):
+        case "top_p":
+            _check_temperature(violations, f"{field}.top_p", sampling.top_p)
+            if sampling.top_p.HasField("top_p") and not 0 < sampling.top_p.top_p <= 1:
+                violations.add(f"{field}.top_p.top_p", f"is {sampling.top_p.top_p:g}; it is above 0 and at most 1")
+        case "top_k":
+            _check_temperature(violations, f"{field}.top_k", sampling.top_k)
+            if sampling.top_k.top_k < 1:
+                violations.add(f"{field}.top_k.top_k", f"is {sampling.top_k.top_k}; it is at least 1")
+        case _:
+            pass
+    if sampling.HasField("max_tokens") and sampling.max_tokens < 1:
+        violations.add(f"{field}.max_tokens", f"is {sampling.max_tokens}; it is at least 1")
+    if sampling.HasField("repetition_penalty") and not 0 < sampling.repetition_penalty <= 2:
+        violations.add(
+            f"{field}.repetition_penalty", f"is {sampling.repetition_penalty:g}; it is above 0 and at most 2"
+        )
+    if len(sampling.stop_sequences) > 8 or any(not text for text in sampling.stop_sequences):
+        violations.add(f"{field}.stop_sequences", "are at most 8, none empty")
+
+
+def _check_temperature(
+    violations: Violations, field: str, strategy: generation_pb2.TopPSampling | generation_pb2.TopKSampling
+) -> None:
+    if strategy.HasField("temperature") and not 0 < strategy.temperature <= 2:
+        violations.add(
+            f"{field}.temperature",
+            f"is {strategy.temperature:g}; it is above 0 and at most 2 (for 0 choose `greedy`)",
+        )
+
+
+def _check_tools(violations: Violations, field: str, config: agent_pb2.AgentConfig) -> set[str]:
+    names: set[str] = set()
+    if len(config.tools) > 128:
+        violations.add(field, f"are {len(config.tools)}; at most 128 are allowed")
+    for index, tool in enumerate(config.tools):
+        path = f"{field}[{index}]"
+        kind = tool.WhichOneof("tool")
+        if kind is None:
+            violations.add(path, "names no tool: set `function`, `registered`, `memory_search` or `agent`")
+        if kind != "function":
+            continue
+        definition = tool.function.definition
+        if not _TOOL_NAME.fullmatch(definition.name):
+            violations.add(f"{path}.function.definition.name", "has 1 to 64 letters, digits, `_`, `-` or `.`")
+        if definition.name in names:
+            violations.add(f"{path}.function.definition.name", f"{definition.name!r} is there twice")
+        names.add(definition.name)
+        check_length(violations, f"{path}.function.definition.description", definition.description, 8000)
+        if definition.parameters_json_schema:
+            _check_schema(
+                violations, f"{path}.function.definition.parameters_json_schema", definition.parameters_json_schema
+            )
+    return names
+
+
+def _check_tool_choice(violations: Violations, field: str, choice: generation_pb2.ToolChoice, names: set[str]) -> None:
+    mode = choice.mode
+    if mode not in generation_pb2.ToolChoice.Mode.values():
+        violations.add(f"{field}.mode", f"{mode} is unknown to this version")
+    forced = {generation_pb2.ToolChoice.MODE_REQUIRED, generation_pb2.ToolChoice.MODE_NAMED}
+    if mode in forced and not names:
+        violations.add(f"{field}.mode", "a call cannot be forced when there is no tool")
+    if mode == generation_pb2.ToolChoice.MODE_NAMED and choice.name not in names and names:
+        violations.add(f"{field}.name", f"{choice.name[:64]!r} is none of the tools: {', '.join(sorted(names))}")
+
+
+def _check_schema(violations: Violations, field: str, schema: str) -> None:
+    if len(schema) > 64 * 1024:
+        violations.add(field, "is larger than 64 KiB")
+        return
+    try:
+        parsed = json.loads(schema)
+        Draft202012Validator.check_schema(parsed)
+    except ValueError as error:
+        violations.add(field, f"is no JSON: {error}")
+    except SchemaError as error:
+        violations.add(field, f"is no JSON schema: {error.message[:300]}")
+    except RecursionError:
+        violations.add(field, "is nested too deeply")
+    else:
+        if not isinstance(parsed, dict):
+            violations.add(field, "is no JSON object")
+
+
+def _check_limits(violations: Violations, field: str, limits: agent_pb2.TurnLimits) -> None:
+    if limits.HasField("active_time") and limits.active_time.ToTimedelta().total_seconds() <= 0:
+        violations.add(f"{field}.active_time", "is above 0")
+    for name in ("total_tokens", "model_calls", "tool_calls", "cost_micros"):
+        if limits.HasField(name) and getattr(limits, name) < 0:  # pyright: ignore[reportArgumentType]
+            violations.add(f"{field}.{name}", "is not negative")
+
+
+def _refuse_unbuilt(config: agent_pb2.AgentConfig) -> None:
+    """What the contract has and this version does not do is refused: an ignored shield would be worse than none."""
+    unbuilt = {
+        "input_shields and output_shields": bool(config.input_shields or config.output_shields),
+        "retrieval": config.HasField("retrieval"),
+        "limits.cost_micros": config.limits.HasField("cost_micros"),
+        "shield_failure_policy": bool(config.shield_failure_policy),
+        "unknown_outcome_policy": bool(config.unknown_outcome_policy),
+    }
+    for tool in config.tools:
+        kind = tool.WhichOneof("tool")
+        unbuilt[f"tools of the kind {kind}"] = kind != "function"
+        unbuilt["shields of a tool"] = bool(tool.input_shields or tool.output_shields)
+        unbuilt["approval of a tool's calls"] = tool.approval > agent_pb2.APPROVAL_POLICY_NEVER
+        unbuilt["limits of a tool"] = tool.HasField("limits")
+        for feature, used in unbuilt.items():
+            if used:
+                raise Unimplemented(feature)
+    for feature, used in unbuilt.items():
+        if used:
+            raise Unimplemented(feature)
+
+
+def check_run_turn(request: agent_service_pb2.RunTurnRequest) -> None:
+    """Requires a turn that can be accepted."""
+    violations = Violations()
+    check_id(violations, "session_id", request.session_id)
+    if request.turn_id and not _TURN_ID.fullmatch(request.turn_id):
+        violations.add("turn_id", "has 1 to 64 letters, digits, `_` or `-`")
+    if not request.messages:
+        violations.add("messages", "is required: at least one message")
+    for index, message in enumerate(request.messages):
+        _check_message(violations, f"messages[{index}]", message)
+    if request.messages and request.messages[-1].role == message_pb2.ROLE_ASSISTANT:
+        violations.add(f"messages[{len(request.messages) - 1}].role", "the last message is the user's")
+    size = sum(message.ByteSize() for message in request.messages)
+    if size > MAX_INPUT_BYTES:
+        violations.add("messages", f"are {size} bytes; a turn takes {MAX_INPUT_BYTES}")
+    check_metadata(violations, "metadata", request.metadata)
+    if request.busy_policy not in agent_service_pb2.BusyPolicy.values():
+        violations.add("busy_policy", f"{request.busy_policy} is unknown to this version")
+    if request.disconnect_policy not in agent_service_pb2.DisconnectPolicy.values():
+        violations.add("disconnect_policy", f"{request.disconnect_policy} is unknown to this version")
+    for path in request.overrides.mask.paths:
+        if path not in agent_pb2.AgentConfig.DESCRIPTOR.fields_by_name:
+            violations.add("overrides.mask", f"{path[:100]!r} is no field of AgentConfig")
+    violations.raise_if_any()
+    if request.busy_policy > agent_service_pb2.BUSY_POLICY_REJECT:
+        raise Unimplemented(f"busy_policy {agent_service_pb2.BusyPolicy.Name(request.busy_policy)}")
+
+
+def _check_message(violations: Violations, field: str, message: message_pb2.Message) -> None:
+    if message.role not in {message_pb2.ROLE_USER, message_pb2.ROLE_ASSISTANT}:
+        violations.add(f"{field}.role", "is ROLE_USER, or ROLE_ASSISTANT to quote an answer")
+    if not message.parts and not message.attachments:
+        violations.add(f"{field}.parts", "is required: at least one part")
+    for index, part in enumerate(message.parts):
+        if part.WhichOneof("content") is None:
+            violations.add(f"{field}.parts[{index}]", "has no content: set `text`")
+    if message.tool_calls or message.call_id:
+        violations.add(f"{field}.tool_calls", "belong to turns of the agent; results go through SubmitTurnInput")
+    check_length(violations, f"{field}.name", message.name, 64)
+    if message.attachments or any(part.WhichOneof("content") == "image" for part in message.parts):
+        violations.raise_if_any()
+        raise Unimplemented("attachments and images in messages")
+
+
+def check_submit(request: agent_service_pb2.SubmitTurnInputRequest) -> None:
+    """Requires answers that can be taken."""
+    violations = Violations()
+    check_id(violations, "turn_id", request.turn_id)
+    check_length(violations, "request_id", request.request_id, 200)
+    if not request.inputs:
+        violations.add("inputs", "is required: at least one answer")
+    seen: set[str] = set()
+    for index, given in enumerate(request.inputs):
+        kind = given.WhichOneof("input")
+        if kind is None:
+            violations.add(f"inputs[{index}]", "has no answer: set `tool_result`")
+            continue
+        call_id = getattr(given, kind).call_id
+        check_id(violations, f"inputs[{index}].{kind}.call_id", call_id)
+        if call_id in seen:
+            violations.add(f"inputs[{index}].{kind}.call_id", f"{call_id[:64]} is answered twice")
+        seen.add(call_id)
+        if given.tool_result.attachments:
+            violations.raise_if_any()
+            raise Unimplemented("attachments of tool results")
+    if request.ByteSize() > MAX_INPUT_BYTES:
+        violations.add("inputs", f"are {request.ByteSize()} bytes; one request takes {MAX_INPUT_BYTES}")
+    violations.raise_if_any()
