@@ -124,9 +124,10 @@ def test_weights_of_another_kind_are_refused(
         pull()
 
 
-def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("length", [50_000_000, 2**64 - 1])
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path: Path, length: int) -> None:
     path = tmp_path / "model.safetensors"
-    path.write_bytes(b"\xff" * 100)
+    path.write_bytes(length.to_bytes(8, "little") + b"{}" * 50)
 
     with pytest.raises(BuildFailed, match="is no safetensors file"):
         read_tensors(path)

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -146,6 +148,19 @@ def test_a_kept_beginning_longer_than_the_file_is_thrown_away(cache: Path, serve
     assert CONTENT == locate("toy").read_bytes()
 
 
+def test_a_beginning_that_the_hub_cannot_carry_on_is_thrown_away(cache: Path, server: Server, stock: Stock) -> None:
+    stock.hold(file_of(CONTENT))
+    path = server.put_on_hub(file_of(CONTENT), CONTENT)
+    server.faults[path].append(Fault(status=416))
+    (cache / "toy").mkdir(parents=True)
+    (cache / "toy" / "weights.bin.part").write_bytes(CONTENT[:1_000_000])
+
+    pull()
+
+    assert CONTENT == locate("toy").read_bytes()
+    assert ["bytes=1000000-", None] == [request.range for request in server.requests]
+
+
 def test_a_busy_hub_is_asked_again(cache: Path, server: Server, stock: Stock) -> None:
     stock.hold(file_of(CONTENT))
     path = server.put_on_hub(file_of(CONTENT), CONTENT)
@@ -214,6 +229,14 @@ def test_a_hub_told_to_be_offline_is_not_asked(
     assert [] == server.requests
 
 
+@contextlib.contextmanager
+def _soon() -> Generator[None]:
+    """Fails when the block takes as long as a connection without a limit of its own."""
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < 10
+
+
 def test_a_hub_that_drops_packets_is_given_up_soon(cache: Path, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "CONNECT_SECONDS", 0.2)
     stock.hold(file_of(CONTENT))
@@ -228,7 +251,7 @@ def test_a_hub_that_drops_packets_is_given_up_soon(cache: Path, stock: Stock, mo
             waiting.connect_ex(listener.getsockname())
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
 
-        with pytest.raises(PullFailed, match="not reachable"):
+        with _soon(), pytest.raises(PullFailed, match="not reachable"):
             pull()
 
 
@@ -240,7 +263,7 @@ def test_a_hub_that_answers_nothing_is_given_up_soon(
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
 
-        with pytest.raises(PullFailed, match=r"not reachable \(timed out\)"):
+        with _soon(), pytest.raises(PullFailed, match=r"not reachable \(timed out\)"):
             pull()
 
 

