@@ -185,6 +185,14 @@ def test_an_index_out_of_reach_is_not_called_empty(cache: Path, stock: Stock, mo
         pull()
 
 
+def test_an_index_that_pip_does_not_trust_is_said(cache: Path, stock: Stock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", "http://index.invalid/simple/")
+    stock.hold(file_of(CONTENT, mirror=parts_of(3, PART)))
+
+    with pytest.raises(PullFailed, match=r"No matching distribution .*index\.invalid is not a trusted"):
+        pull()
+
+
 def test_an_index_that_fails_once_is_asked_again(cache: Path, server: Server, stock: Stock) -> None:
     _mirrored(server, stock)
     server.faults["/files/shelf_part1-1.0-py3-none-any.whl"].append(Fault(status=500))

