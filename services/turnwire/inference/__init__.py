@@ -1,0 +1,1 @@
+"""The inference service: models, and the providers that serve them."""

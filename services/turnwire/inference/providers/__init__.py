@@ -1,0 +1,54 @@
+"""The providers of the inference service. Adding one is a module and a line of this table."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from turnwire.errors import FieldViolation, InvalidArgument
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from turnwire.inference.providers.port import Provider
+
+PROVIDERS: dict[str, str] = {
+    "inline::llama-cpp": "turnwire.inference.providers.llama_cpp:LlamaCppProvider",
+    "inline::minilm": "turnwire.inference.providers.minilm:MiniLmProvider",
+    "remote::openai": "turnwire.inference.providers.openai:OpenAiProvider",
+    "inline::scripted": "turnwire.testing.scripted:ScriptedProvider",
+    "inline::replay": "turnwire.testing.replay:ReplayProvider",
+}
+"""Provider type to `module:class`; a module is imported when a configuration names its type."""
+
+
+def build(provider_id: str, provider_type: str, config: Mapping[str, Any]) -> Provider:
+    """Returns a provider, not started yet.
+
+    Raises:
+        InvalidArgument: there is no such type, or its configuration is wrong.
+    """
+    target = PROVIDERS.get(provider_type)
+    if target is None:
+        known = ", ".join(sorted(PROVIDERS))
+        raise InvalidArgument.one(
+            f"providers.inference[{provider_id}].provider_type", f"{provider_type!r} is unknown; there are: {known}"
+        )
+    module_name, _, class_name = target.partition(":")
+    provider_class: Any = getattr(import_module(module_name), class_name)
+    try:
+        settings = provider_class.Config.model_validate(dict(config))
+    except ValidationError as error:
+        raise InvalidArgument(
+            [
+                FieldViolation(
+                    f"providers.inference[{provider_id}].config.{'.'.join(str(part) for part in problem['loc'])}",
+                    problem["msg"],
+                )
+                for problem in error.errors(include_url=False, include_input=False)
+            ]
+        ) from None
+    provider: Provider = provider_class(provider_id, settings)
+    return provider

@@ -1,0 +1,254 @@
+"""`inline::llama-cpp`: models in GGUF, run by llama.cpp in this process.
+
+The embedded default is Qwen2.5-Coder-0.5B-Instruct. Its tool calls are read out of its text, because it writes bare or
+fenced JSON where llama.cpp's own parser wants tags; a call that has to be made is enforced by a JSON schema of ours,
+because the engine's `tool_choice` enforces nothing.
+"""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from turnwire import weights
+from turnwire.common.v1 import inspect_service_pb2, message_pb2
+from turnwire.errors import ModelCapability, WeightsMissing
+from turnwire.inference.providers import openai_words as words
+from turnwire.inference.providers.llama_engine import LlamaEngine, default_threads
+from turnwire.inference.registry import built_in
+from turnwire.inference.tool_formats import CallReader, call_schema, is_forced, rewritten
+from turnwire.inference.tool_formats.writing import offered
+from turnwire.inference.v1 import inference_service_pb2, model_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+    Piece = inference_service_pb2.ChatCompletionResponse
+
+DEFAULT_MODEL = "qwen2.5-coder-0.5b"
+_FORCED_CALL_TOKENS = 1024
+"""A call that is cut is no call: an unbounded one gets this many tokens."""
+
+
+class LlamaModel(BaseModel):
+    """One model of the provider."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model_id: str
+    path: Path | None = None
+    """A GGUF file. Unset: the weights of that name, fetched by `turnwire models pull`."""
+    context_tokens: int = Field(default=8192, ge=256, le=1_048_576)
+
+
+class LlamaCppProvider:
+    """Runs each of its models when it is first wanted; the first one from the start."""
+
+    class Config(BaseModel):
+        """The configuration of the provider."""
+
+        model_config = ConfigDict(extra="forbid")
+
+        models: list[LlamaModel] = Field(default_factory=lambda: [LlamaModel(model_id=DEFAULT_MODEL)], min_length=1)
+        parallel: int = Field(default=4, ge=1, le=64)
+        """Streams that are written at the same time; further ones wait."""
+        decode_threads: int | None = Field(default=None, ge=1)
+        batch_threads: int | None = Field(default=None, ge=1)
+
+        @model_validator(mode="before")
+        @classmethod
+        def _names(cls, value: Any) -> Any:
+            """Takes `models: [name, …]` for models with nothing else to say."""
+            if isinstance(value, dict) and isinstance(value.get("models"), list):
+                models = [{"model_id": item} if isinstance(item, str) else item for item in value["models"]]
+                return value | {"models": models}
+            return value
+
+    def __init__(self, provider_id: str, config: Config) -> None:
+        """Loads nothing yet."""
+        self.provider_id = provider_id
+        self._config = config
+        self._engines: dict[str, LlamaEngine] = {}
+
+    async def start(self) -> None:
+        """Begins to load the first model, if its weights are there."""
+        first = self._config.models[0]
+        if self._path(first) is not None:
+            self._engine(first.model_id).start()
+
+    async def close(self) -> None:
+        """Unloads all models."""
+        for engine in self._engines.values():
+            await engine.close()
+
+    def state(self) -> tuple[inspect_service_pb2.Provider.State.ValueType, str]:
+        """Starting while the first model is loaded, unavailable without its weights."""
+        first = self._config.models[0]
+        if self._path(first) is None:
+            return inspect_service_pb2.Provider.STATE_UNAVAILABLE, self._missing(first).message
+        engine = self._engine(first.model_id)
+        if engine.loaded:
+            return inspect_service_pb2.Provider.STATE_READY, f"{engine.open_streams} open streams"
+        if engine.failure:
+            return inspect_service_pb2.Provider.STATE_UNAVAILABLE, engine.failure
+        return inspect_service_pb2.Provider.STATE_STARTING, f"loading {first.model_id}"
+
+    async def models(self) -> Sequence[model_pb2.Model]:
+        """Returns the configured models, and those that were pulled besides."""
+        return [
+            built_in(
+                self.provider_id,
+                entry.model_id,
+                type=model_pb2.MODEL_TYPE_CHAT,
+                context_tokens=entry.context_tokens,
+                tool_calling=False,
+            )
+            for entry in self._entries().values()
+        ]
+
+    async def chat(
+        self, model: model_pb2.Model, request: inference_service_pb2.ChatCompletionRequest
+    ) -> AsyncGenerator[Piece, None]:
+        """Streams an answer; calls are read out of its text."""
+        engine = self._engine(model.provider_model_id)
+        tools = offered(request)
+        reader = CallReader(request.tool_prompt_format, frozenset(tool.name for tool in tools))
+        asked = self._request(request) | {"messages": words.messages(rewritten(request))}
+        if is_forced(request.tool_choice):
+            asked |= words.json_schema(call_schema(tools))
+            asked.setdefault("max_tokens", _FORCED_CALL_TOKENS)
+        else:
+            asked |= words.response_format(request.response_format)
+        finish = ""
+        completed = inference_service_pb2.ChatCompletionCompleted()
+        async with aclosing(engine.chat(asked)) as chunks:
+            async for chunk in chunks:
+                for choice in chunk.get("choices", ()):
+                    finish = choice.get("finish_reason") or finish
+                    text = choice["delta"].get("content")
+                    for piece in reader.feed(text) if text else ():
+                        yield piece
+                    reasoning = choice["delta"].get("reasoning_content")
+                    if reasoning:
+                        yield _reasoning(reasoning)
+                _take_figures(chunk, completed)
+        for piece in reader.finish():
+            yield piece
+        completed.stop_reason = _stop_reason(finish, reader.calls)
+        yield inference_service_pb2.ChatCompletionResponse(completed=completed)
+
+    async def complete(
+        self, model: model_pb2.Model, request: inference_service_pb2.CompletionRequest
+    ) -> AsyncGenerator[inference_service_pb2.CompletionResponse, None]:
+        """Streams the continuation of a text."""
+        engine = self._engine(model.provider_model_id)
+        asked: dict[str, Any] = {
+            "prompt": request.prompt,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **words.sampling(request.sampling_parameters, llama_cpp=True),
+        }
+        form = words.response_format(request.response_format)
+        if "response_format" in form:
+            asked["json_schema"] = form["response_format"]["json_schema"]["schema"]
+        else:
+            asked |= form
+        finish = ""
+        completed = inference_service_pb2.ChatCompletionCompleted()
+        async with aclosing(engine.complete(asked)) as chunks:
+            async for chunk in chunks:
+                for choice in chunk.get("choices", ()):
+                    finish = choice.get("finish_reason") or finish
+                    if choice.get("text"):
+                        text = inference_service_pb2.TextDelta(text=choice["text"])
+                        yield inference_service_pb2.CompletionResponse(text=text)
+                _take_figures(chunk, completed)
+        completed.stop_reason = _stop_reason(finish, 0)
+        yield inference_service_pb2.CompletionResponse(completed=completed)
+
+    async def embed(self, model: model_pb2.Model, texts: Sequence[str]) -> inference_service_pb2.EmbedResponse:
+        """Is none of its work."""
+        raise ModelCapability(model.model_id, "embeddings")
+
+    async def count_tokens(
+        self, model: model_pb2.Model, request: inference_service_pb2.CountTokensRequest
+    ) -> inference_service_pb2.CountTokensResponse:
+        """Reads the prompt and writes one token: the engine then says how long it was."""
+        asked = inference_service_pb2.ChatCompletionRequest(
+            messages=request.messages, tools=request.tools, tool_prompt_format=request.tool_prompt_format
+        )
+        asked.sampling_parameters.max_tokens = 1
+        response = inference_service_pb2.CountTokensResponse(context_tokens=model.context_tokens)
+        async with aclosing(self.chat(model, asked)) as pieces:
+            async for piece in pieces:
+                if piece.WhichOneof("payload") == "completed":
+                    response.prompt_tokens = piece.completed.usage.prompt_tokens
+        return response
+
+    def _request(self, request: inference_service_pb2.ChatCompletionRequest) -> dict[str, Any]:
+        return {
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **words.sampling(request.sampling_parameters, llama_cpp=True),
+        }
+
+    def _entries(self) -> dict[str, LlamaModel]:
+        entries = {entry.model_id: entry for entry in self._config.models}
+        for known in weights.MODELS:
+            pulled = LlamaModel(model_id=known.name) if known.name.startswith("qwen") else None
+            if pulled is not None and pulled.model_id not in entries and self._path(pulled) is not None:
+                entries[pulled.model_id] = pulled
+        return entries
+
+    def _engine(self, model_id: str) -> LlamaEngine:
+        engine = self._engines.get(model_id)
+        if engine is None:
+            entry = self._entries()[model_id]
+            path = self._path(entry)
+            if path is None:
+                raise self._missing(entry)
+            decode, batch = default_threads()
+            engine = self._engines[model_id] = LlamaEngine(
+                self.provider_id,
+                model_id,
+                path,
+                context_tokens=entry.context_tokens,
+                parallel=self._config.parallel,
+                decode_threads=self._config.decode_threads or decode,
+                batch_threads=self._config.batch_threads or batch,
+            )
+        return engine
+
+    def _path(self, entry: LlamaModel) -> Path | None:
+        if entry.path is not None:
+            return entry.path if entry.path.is_file() else None
+        try:
+            return weights.locate(entry.model_id)
+        except weights.WeightsError:
+            return None
+
+    def _missing(self, entry: LlamaModel) -> WeightsMissing:
+        return WeightsMissing(entry.model_id, str(entry.path or entry.model_id))
+
+
+def _take_figures(chunk: dict[str, Any], completed: inference_service_pb2.ChatCompletionCompleted) -> None:
+    if chunk.get("usage"):
+        completed.usage.CopyFrom(words.usage(chunk["usage"]))
+    timings = chunk.get("timings")
+    if timings:
+        completed.timings.prompt.FromMicroseconds(int(timings["prompt_ms"] * 1000))
+        completed.timings.completion.FromMicroseconds(int(timings["predicted_ms"] * 1000))
+
+
+def _stop_reason(finish: str, calls: int) -> message_pb2.StopReason.ValueType:
+    reason = words.STOP_REASONS.get(finish, message_pb2.STOP_REASON_UNSPECIFIED)
+    if calls and reason == message_pb2.STOP_REASON_END_OF_TURN:
+        return message_pb2.STOP_REASON_END_OF_MESSAGE
+    return reason
+
+
+def _reasoning(text: str) -> Piece:
+    return inference_service_pb2.ChatCompletionResponse(reasoning=inference_service_pb2.TextDelta(text=text))

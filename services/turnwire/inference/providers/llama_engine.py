@@ -1,0 +1,183 @@
+"""One llama.cpp model in this process: loaded in the background, asked in OpenAI's words, stopped at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from turnwire.errors import ContextLengthExceeded, InvalidArgument, ProviderError, ProviderUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+    from pathlib import Path
+
+_log = structlog.get_logger(__name__)
+
+_END = object()
+
+
+class LlamaEngine:
+    """Wraps `xllamacpp.Server`: it batches the streams that are open at the same time.
+
+    The engine holds the GIL only while it hands over a token. A request that waits for a free slot, or whose prompt is
+    being read, is stopped by the engine at its next token: with a long prompt that takes as long as reading it.
+    """
+
+    def __init__(
+        self,
+        provider_id: str,
+        model_id: str,
+        path: Path,
+        *,
+        context_tokens: int,
+        parallel: int,
+        decode_threads: int,
+        batch_threads: int,
+    ) -> None:
+        """`context_tokens` is what one stream has; the engine shares `parallel` times that among its streams."""
+        self.provider_id = provider_id
+        self.model_id = model_id
+        self.path = path
+        self.context_tokens = context_tokens
+        self.open_streams = 0
+        self._parallel = parallel
+        self._decode_threads = decode_threads
+        self._batch_threads = batch_threads
+        # A thread for each open stream: those that wait for a slot wait in the engine.
+        self._threads = ThreadPoolExecutor(max_workers=max(64, parallel * 4), thread_name_prefix=f"llama {model_id}")
+        self._loading: asyncio.Task[Any] | None = None
+        self._server: Any = None
+        self.failure = ""
+
+    @property
+    def loaded(self) -> bool:
+        """True once it can answer without waiting."""
+        return self._server is not None
+
+    def start(self) -> None:
+        """Begins to load the model."""
+        if self._loading is None:
+            self._loading = asyncio.create_task(self._load(), name=f"load {self.model_id}")
+
+    async def close(self) -> None:
+        """Unloads the model. Open streams were closed before."""
+        if self._loading is not None:
+            await asyncio.gather(self._loading, return_exceptions=True)
+        self._server = None
+        await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+
+    async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields OpenAI chunks of a chat completion."""
+        async for chunk in self._stream("handle_chat_completions", request):
+            yield chunk
+
+    async def complete(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields OpenAI chunks of a text completion."""
+        async for chunk in self._stream("handle_completions", request):
+            yield chunk
+
+    async def _stream(self, method: str, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+        server = await self._ready()
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[Any] = asyncio.Queue()
+        stopped = threading.Event()
+
+        def put(item: object) -> None:
+            try:
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+            except RuntimeError:
+                # The loop has ended: nobody reads any more.
+                stopped.set()
+
+        def take(chunk: object) -> bool:
+            # True stops the engine; an exception here would be swallowed by it.
+            if not stopped.is_set():
+                put(chunk)
+            return stopped.is_set()
+
+        work = loop.run_in_executor(self._threads, _run, getattr(server, method), request, take, put)
+        self.open_streams += 1
+        try:
+            while True:
+                chunk = await queue.get()
+                if chunk is _END:
+                    return
+                if isinstance(chunk, Exception):
+                    raise self._error(str(chunk), {})
+                if "error" in chunk:
+                    raise self._error(str(chunk["error"].get("message", "")), chunk["error"])
+                yield chunk
+        finally:
+            stopped.set()
+            self.open_streams -= 1
+            # Whoever leaves early does not wait for the engine: it stops at its next token.
+            if not work.done():
+                work.add_done_callback(lambda _: None)
+
+    async def _ready(self) -> Any:
+        self.start()
+        assert self._loading is not None
+        # Shielded: one caller's deadline must not end the loading for all.
+        return await asyncio.shield(self._loading)
+
+    async def _load(self) -> Any:
+        try:
+            self._server = await asyncio.get_running_loop().run_in_executor(self._threads, self._open)
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            self._loading = None
+            _log.exception("model_not_loaded", model=self.model_id, path=str(self.path))
+            raise ProviderUnavailable(
+                provider_id=self.provider_id, model=self.model_id, detail=f"it cannot be loaded: {self.failure}"
+            ) from error
+        _log.info("model_loaded", model=self.model_id)
+        return self._server
+
+    def _open(self) -> Any:
+        import xllamacpp  # noqa: PLC0415 - only a process that runs a model pays for it
+
+        parameters = xllamacpp.CommonParams()
+        parameters.model.path = str(self.path)
+        parameters.n_parallel = self._parallel
+        parameters.n_ctx = self.context_tokens * self._parallel
+        parameters.cpuparams.n_threads = self._decode_threads
+        parameters.cpuparams_batch.n_threads = self._batch_threads
+        # The engine opens an HTTP port of its own on loopback; nobody knows the key.
+        parameters.api_keys = [secrets.token_urlsafe(32)]
+        parameters.warmup = False
+        return xllamacpp.Server(parameters)
+
+    def _error(self, message: str, details: dict[str, Any]) -> Exception:
+        if details.get("type") == "exceed_context_size_error":
+            return ContextLengthExceeded(
+                self.model_id, prompt_tokens=int(details["n_prompt_tokens"]), context_tokens=int(details["n_ctx"])
+            )
+        if "schema" in message.lower() or "grammar" in message.lower():
+            return InvalidArgument.one("response_format", f"is not understood by the engine: {message[:300]}")
+        return ProviderError(provider_id=self.provider_id, model=self.model_id, detail=message[:300])
+
+
+def _run(
+    method: Callable[[dict[str, Any], Callable[[object], bool]], object],
+    request: dict[str, Any],
+    take: Callable[[object], bool],
+    put: Callable[[object], None],
+) -> None:
+    try:
+        method(request, take)
+    except Exception as error:
+        put(error)
+    else:
+        put(_END)
+
+
+def default_threads() -> tuple[int, int]:
+    """Returns (decode, batch) threads: one core is left for the mesh while a model writes."""
+    cores = os.cpu_count() or 1
+    return max(1, cores - 1), cores

@@ -1,0 +1,1 @@
+"""What the inference service keeps: the registrations of models."""

@@ -1,0 +1,1 @@
+"""What every service shares: hosting, channels, identity, settings, storage, telemetry. It imports no service."""

@@ -1,0 +1,37 @@
+"""The settings of a mesh: one file, each field overridable by environment."""
+
+from turnwire.runtime.settings.errors import SettingsError
+from turnwire.runtime.settings.loading import find_settings_file, load_settings, settings_schema
+from turnwire.runtime.settings.models import (
+    PORTS,
+    AccessSettings,
+    AgentSettings,
+    ApiKeySettings,
+    LimitSettings,
+    ListenSettings,
+    ProviderSettings,
+    ProvidersSettings,
+    Settings,
+    StoreSettings,
+    TelemetrySettings,
+    TlsSettings,
+)
+
+__all__ = [
+    "PORTS",
+    "AccessSettings",
+    "AgentSettings",
+    "ApiKeySettings",
+    "LimitSettings",
+    "ListenSettings",
+    "ProviderSettings",
+    "ProvidersSettings",
+    "Settings",
+    "SettingsError",
+    "StoreSettings",
+    "TelemetrySettings",
+    "TlsSettings",
+    "find_settings_file",
+    "load_settings",
+    "settings_schema",
+]

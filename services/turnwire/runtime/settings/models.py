@@ -1,0 +1,203 @@
+"""What can be set. Every field has a default that runs a mesh on one laptop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PORTS = {
+    "agent": 50051,
+    "inference": 50052,
+    "safety": 50053,
+    "memory": 50054,
+    "tool_executor": 50055,
+    "sandbox_runner": 50056,
+    "gateway": 8080,
+}
+"""The ports of the services; health is port + 100, metrics is port + 200."""
+HEALTH_OFFSET = 100
+METRICS_OFFSET = 200
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ListenSettings(_Section):
+    """Where services listen."""
+
+    host: str = "127.0.0.1"
+    """The address to bind. Anything but loopback needs `access` to be configured."""
+    port_offset: Annotated[int, Field(ge=0, le=15_000)] = 0
+    """Added to every port: several meshes on one machine."""
+
+
+class ApiKeySettings(_Section):
+    """A key of a person or a program."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    """Who uses it; stands in logs."""
+    key: str | None = None
+    """The key itself; better written as `${env.NAME}`."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """The SHA-256 of the key, in hexadecimal, instead of the key."""
+    tenant: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")] = "default"
+    """The tenant whose resources it reaches."""
+    roles: list[Literal["admin", "user", "viewer"]] = ["user"]
+    """What it may do: `viewer` reads, `user` runs turns, `admin` also registers models."""
+
+    @model_validator(mode="after")
+    def _one_of(self) -> ApiKeySettings:
+        if (self.key is None) == (self.sha256 is None):
+            raise ValueError("set either `key` or `sha256`")
+        if self.key is not None and len(self.key) < 16:
+            raise ValueError("a key has at least 16 characters")
+        return self
+
+
+class AccessSettings(_Section):
+    """Who may call. Without any key, and on loopback only, everybody may."""
+
+    api_keys: list[ApiKeySettings] = []
+    """Keys of people and programs."""
+    mesh_secret: str | None = None
+    """The secret that the services of a mesh share; `turnwire up` makes one."""
+
+
+class TlsSettings(_Section):
+    """TLS on every port and between services."""
+
+    certificate: Path | None = None
+    """The server's certificate chain, PEM."""
+    key: Path | None = None
+    """Its private key, PEM."""
+    ca: Path | None = None
+    """The authorities that callers trust, PEM."""
+    client_ca: Path | None = None
+    """The authorities whose client certificates are required (mutual TLS), PEM."""
+
+    @model_validator(mode="after")
+    def _pair(self) -> TlsSettings:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("`certificate` and `key` go together")
+        return self
+
+
+class StoreSettings(_Section):
+    """Where state is kept."""
+
+    url: str = "sqlite"
+    """`sqlite` (a file a service, in the data directory), or `postgresql://…`."""
+
+    @field_validator("url")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value != "sqlite" and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("is `sqlite` or begins with `postgresql://`")
+        return value
+
+
+class TelemetrySettings(_Section):
+    """Logs, metrics, traces."""
+
+    log_format: Literal["json", "console"] = "json"
+    """`json` for machines, `console` for people."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level that is logged."""
+    metrics: bool = True
+    """Whether each service serves Prometheus metrics at its port + 200."""
+    otlp_endpoint: str | None = None
+    """Where traces go, as `http://collector:4317`. Unset: trace ids are passed on, nothing is exported."""
+
+
+class ProviderSettings(_Section):
+    """One provider of a service."""
+
+    provider_id: Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    """Your name for it."""
+    provider_type: Annotated[str, Field(pattern="^(inline|remote)::[a-z0-9-]+$")]
+    """As `inline::llama-cpp` or `remote::openai`."""
+    config: dict[str, Any] = {}
+    """The provider's own settings."""
+
+
+class ProvidersSettings(_Section):
+    """The providers of each service."""
+
+    inference: list[ProviderSettings] = [
+        ProviderSettings(provider_id="local", provider_type="inline::llama-cpp"),
+        ProviderSettings(provider_id="embeddings", provider_type="inline::minilm"),
+    ]
+    safety: list[ProviderSettings] = []
+    memory: list[ProviderSettings] = []
+    tool_executor: list[ProviderSettings] = []
+
+    @model_validator(mode="after")
+    def _unique(self) -> ProvidersSettings:
+        for service in ("inference", "safety", "memory", "tool_executor"):
+            ids = [provider.provider_id for provider in getattr(self, service)]
+            twice = {provider_id for provider_id in ids if ids.count(provider_id) > 1}
+            if twice:
+                raise ValueError(f"{service}: the provider_id {sorted(twice)[0]!r} is there twice")
+        return self
+
+
+class AgentSettings(_Section):
+    """The agent service."""
+
+    assistant_model: str = ""
+    """The model of the ready-made agent; empty: the first chat model that is served."""
+    heartbeat_seconds: Seconds = 15.0
+    """So much silence on a turn's stream gives a heartbeat."""
+    inference_timeout_seconds: Seconds = 900.0
+    """How long one call of a model may take."""
+    disconnect_grace_seconds: Seconds = 30.0
+    """How long a turn with `disconnect_policy` CANCEL runs unwatched."""
+    drain_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """How long turns may finish after SIGTERM; then the next process goes on with them."""
+
+
+class LimitSettings(_Section):
+    """What one process takes."""
+
+    message_bytes: Annotated[int, Field(ge=1024, le=64 * 1024 * 1024)] = 4 * 1024 * 1024
+    """The largest request."""
+    concurrent_calls: Annotated[int, Field(ge=1)] = 4000
+    """Calls at once; further ones are refused with OVERLOADED."""
+
+
+class Settings(_Section):
+    """The whole file."""
+
+    listen: ListenSettings = ListenSettings()
+    addresses: dict[
+        Literal["agent", "inference", "safety", "memory", "tool_executor", "sandbox_runner", "gateway"], str
+    ] = {}
+    """Where the other services are, as `dns:///inference:50052`. Unset: on this host, at their ports."""
+    data_dir: Path = Path(".turnwire")
+    """Where embedded stores and logs lie."""
+    access: AccessSettings = AccessSettings()
+    tls: TlsSettings = TlsSettings()
+    store: StoreSettings = StoreSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    reflection: bool = True
+    """Whether services answer gRPC reflection."""
+    providers: ProvidersSettings = ProvidersSettings()
+    agent: AgentSettings = AgentSettings()
+    limits: LimitSettings = LimitSettings()
+
+    def port(self, service: str) -> int:
+        """The port of a service."""
+        return PORTS[service] + self.listen.port_offset
+
+    def address(self, service: str) -> str:
+        """Where a service is to be reached."""
+        known: dict[str, str] = dict(self.addresses)
+        if service in known:
+            return known[service]
+        host = "127.0.0.1" if self.listen.host in {"0.0.0.0", "::"} else self.listen.host  # noqa: S104 - compared only
+        return f"{host}:{self.port(service)}"

@@ -1,0 +1,75 @@
+"""What a service asks of its store."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+SqlValue = str | int | float | bytes | None
+Row = Sequence[SqlValue]
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """Runs statements. Placeholders are `$1` to `$n`, on SQLite and on PostgreSQL."""
+
+    async def execute(self, sql: str, *args: SqlValue) -> int:
+        """Runs a statement; returns the number of rows it changed."""
+        ...
+
+    async def fetch(self, sql: str, *args: SqlValue) -> list[Row]:
+        """Returns the rows of a query."""
+        ...
+
+    async def fetchrow(self, sql: str, *args: SqlValue) -> Row | None:
+        """Returns the first row of a query, or None."""
+        ...
+
+
+Unit = Callable[[Transaction], Awaitable[T]]
+"""A unit of work: a coroutine function that awaits nothing but its transaction."""
+
+
+class Store(Protocol):
+    """Runs units of work."""
+
+    async def write(self, unit: Unit[T]) -> T:
+        """Runs a unit together with others in one transaction; returns after its commit.
+
+        A unit that raises is rolled back alone, and its error is raised here. The unit of a cancelled caller is
+        committed all the same.
+
+        Raises:
+            StoreUnavailable: the database cannot be used now; nothing of the unit is stored.
+        """
+        ...
+
+    async def read(self, unit: Unit[T]) -> T:
+        """Runs a unit that only reads, on one state of the database."""
+        ...
+
+    async def close(self) -> None:
+        """Commits what is queued and closes the database."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """The statements that lead to a version of a schema."""
+
+    version: int
+    statements: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tables of a service: its migrations, in order from version 1."""
+
+    name: str
+    migrations: tuple[Migration, ...]
+
+    @property
+    def version(self) -> int:
+        """The version that this code works on."""
+        return self.migrations[-1].version

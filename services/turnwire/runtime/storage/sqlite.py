@@ -1,0 +1,290 @@
+"""A store in one SQLite file: one writer that commits in groups, readers beside it.
+
+The writer is a thread. It takes whatever is queued, runs each unit in a savepoint, and commits them together with one
+fsync (`synchronous=FULL`): what `write` has returned survives a loss of power. A service on SQLite is one process; an
+operating-system lock beside the file refuses a second one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import structlog
+
+from turnwire.errors import SchemaUnsupported, StoreUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Sequence
+    from pathlib import Path
+
+    from turnwire.runtime.storage.port import Row, Schema, SqlValue, Unit
+
+T = TypeVar("T")
+_log = structlog.get_logger(__name__)
+_READERS = 2
+_GROUP = 512
+"""At most so many units share a commit."""
+
+
+class SqliteTransaction:
+    """Runs statements at once: its methods never suspend, so a unit is driven to its end in one go."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        """Works on an open transaction of `connection`."""
+        self._connection = connection
+
+    async def execute(self, sql: str, *args: SqlValue) -> int:
+        """Runs a statement; returns the number of rows it changed."""
+        return self._connection.execute(sql, _bound(args)).rowcount
+
+    async def fetch(self, sql: str, *args: SqlValue) -> list[Row]:
+        """Returns the rows of a query."""
+        return self._connection.execute(sql, _bound(args)).fetchall()
+
+    async def fetchrow(self, sql: str, *args: SqlValue) -> Row | None:
+        """Returns the first row of a query, or None."""
+        row: Row | None = self._connection.execute(sql, _bound(args)).fetchone()
+        return row
+
+
+@lru_cache(maxsize=64)
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(1, count + 1))
+
+
+def _bound(args: Sequence[SqlValue]) -> dict[str, SqlValue]:
+    # SQLite takes `$1` for a parameter of the name 1.
+    return dict(zip(_names(len(args)), args, strict=True))
+
+
+def _drive(work: Coroutine[Any, Any, T]) -> T:
+    try:
+        work.send(None)
+    except StopIteration as finished:
+        result: T = finished.value
+        return result
+    work.close()
+    raise RuntimeError("a unit of work awaited something other than its transaction")
+
+
+class SqliteStore:
+    """The store of one service in one file."""
+
+    def __init__(self, path: Path, schema: Schema) -> None:
+        """`open` opens it."""
+        self.path = path
+        self.commits = 0
+        """Transactions committed so far."""
+        self._schema = schema
+        self._queue: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._local = threading.local()
+        self._readers = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix=f"{schema.name} reader")
+        self._reader_connections: list[sqlite3.Connection] = []
+        self._writer: threading.Thread | None = None
+        self._lock: int | None = None
+
+    @classmethod
+    async def open(cls, path: Path, schema: Schema) -> SqliteStore:
+        """Opens the store, after its schema was brought up to date.
+
+        Raises:
+            StoreUnavailable: another process has it open, or the file cannot be used.
+            SchemaUnsupported: a newer version has written it.
+        """
+        store = cls(path, schema)
+        await asyncio.get_running_loop().run_in_executor(store._readers, store._prepare)
+        store._writer = threading.Thread(target=store._write_all, name=f"{schema.name} writer", daemon=True)
+        store._writer.start()
+        return store
+
+    async def write(self, unit: Unit[T]) -> T:
+        """Runs a unit together with others in one transaction; returns after its commit."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._queue.put(_Job(unit, future, loop))
+        return await future
+
+    async def read(self, unit: Unit[T]) -> T:
+        """Runs a unit that only reads, on one state of the database."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, unit)
+
+    async def close(self) -> None:
+        """Commits what is queued and closes the database."""
+        await asyncio.get_running_loop().run_in_executor(None, self._shut)
+
+    def _prepare(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._take_lock()
+            connection = self._connect()
+            try:
+                connection.execute("PRAGMA journal_mode = WAL")
+                self._migrate(connection)
+            finally:
+                connection.close()
+        except (sqlite3.Error, OSError) as error:
+            self._give_lock()
+            raise self._unavailable(error) from error
+        except BaseException:
+            self._give_lock()
+            raise
+
+    def _take_lock(self) -> None:
+        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(lock, 32, 0).decode(errors="replace").strip()
+            os.close(lock)
+            raise StoreUnavailable(
+                self._schema.name,
+                f"the process {holder or 'unknown'} has {self.path} open, and on SQLite a service is one process",
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+        self._lock = lock
+
+    def _give_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, isolation_level=None, check_same_thread=False, cached_statements=256, timeout=5.0
+        )
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
+        row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
+        present: int = row[0] or 0
+        if present > self._schema.version:
+            raise SchemaUnsupported(
+                self._schema.name, schema_version=present, supported=self._schema.version, where=str(self.path)
+            )
+        for migration in self._schema.migrations:
+            if migration.version <= present:
+                continue
+            connection.execute("BEGIN IMMEDIATE")
+            for statement in migration.statements:
+                connection.execute(statement)
+            connection.execute("INSERT INTO schema_version (version) VALUES (?)", (migration.version,))
+            connection.execute("COMMIT")
+
+    def _read(self, unit: Unit[T]) -> T:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        try:
+            if connection is None:
+                connection = self._local.connection = self._connect()
+                connection.execute("PRAGMA query_only = ON")
+                self._reader_connections.append(connection)
+            connection.execute("BEGIN")
+            try:
+                return _drive(unit(SqliteTransaction(connection)))  # pyright: ignore[reportArgumentType] - a coroutine
+            finally:
+                connection.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            raise self._unavailable(error) from error
+
+    def _write_all(self) -> None:
+        connection = self._connect()
+        open_for_work = True
+        while open_for_work:
+            jobs, open_for_work = self._take()
+            if jobs:
+                self._commit_group(connection, jobs)
+        connection.close()
+
+    def _take(self) -> tuple[list[_Job], bool]:
+        jobs: list[_Job] = []
+        job = self._queue.get()
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) >= _GROUP:
+                return jobs, True
+            try:
+                job = self._queue.get_nowait()
+            except queue.Empty:
+                return jobs, True
+        return jobs, False
+
+    def _commit_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
+        outcomes: list[tuple[_Job, Any, Exception | None]] = []
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            for job in jobs:
+                outcomes.append(self._run_unit(connection, job))
+            connection.execute("COMMIT")
+            self.commits += 1
+        except sqlite3.Error as error:
+            _log.warning("store_commit_failed", service=self._schema.name, error=str(error))
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            failure = self._unavailable(error)
+            outcomes = [(job, None, failure) for job in jobs]
+        for job, result, error in outcomes:
+            job.deliver(result, error)
+
+    def _run_unit(self, connection: sqlite3.Connection, job: _Job) -> tuple[_Job, Any, Exception | None]:
+        connection.execute("SAVEPOINT unit")
+        try:
+            result = _drive(job.unit(SqliteTransaction(connection)))
+        except sqlite3.OperationalError:
+            # The disk is full or the file is broken: that concerns the whole group.
+            raise
+        except Exception as error:
+            connection.execute("ROLLBACK TO unit")
+            connection.execute("RELEASE unit")
+            return job, None, error
+        connection.execute("RELEASE unit")
+        return job, result, None
+
+    def _unavailable(self, error: Exception) -> StoreUnavailable:
+        return StoreUnavailable(self._schema.name, f"{self.path}: {error}")
+
+    def _shut(self) -> None:
+        if self._writer is not None:
+            self._queue.put(None)
+            self._writer.join()
+            self._writer = None
+        self._readers.shutdown()
+        for connection in self._reader_connections:
+            connection.close()
+        self._reader_connections.clear()
+        self._give_lock()
+
+
+class _Job:
+    """A unit that is queued, and who waits for it."""
+
+    __slots__ = ("_future", "_loop", "unit")
+
+    def __init__(self, unit: Any, future: asyncio.Future[Any], loop: asyncio.AbstractEventLoop) -> None:
+        self.unit = unit
+        self._future = future
+        self._loop = loop
+
+    def deliver(self, result: Any, error: Exception | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._settle, result, error)
+        except RuntimeError:
+            _log.debug("store_result_unwanted")  # the loop ended while the commit was on its way
+
+    def _settle(self, result: Any, error: Exception | None) -> None:
+        if self._future.done():
+            return
+        if error is not None:
+            self._future.set_exception(error)
+        else:
+            self._future.set_result(result)
