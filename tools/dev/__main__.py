@@ -1,0 +1,36 @@
+"""`python -m tools.dev COMMAND`: what `./dev` runs once the environment is there."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from tools.dev import generation, stages
+from tools.dev.layout import ROOT
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command; returns its exit code."""
+    command, *rest = arguments or ["help"]
+    match command:
+        case "check":
+            return stages.check()
+        case "test":
+            return stages.test(rest)
+        case "ci":
+            return stages.ci()
+        case "faults":
+            return stages.faults(rest)
+        case "generate":
+            return generation.write()
+        case "format":
+            return generation.format_sources()
+        case "lock":
+            return subprocess.run([str(ROOT / "tools/dev/lock.sh")], check=False).returncode  # noqa: S603 - our own
+        case _:
+            sys.stderr.write(f"no such command: {command}\n")
+            return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
