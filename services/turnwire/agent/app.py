@@ -6,6 +6,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
+from turnwire.access.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
+from turnwire.agent.access import AccessServicer
 from turnwire.agent.agents import Agents
 from turnwire.agent.live.acceptance import Acceptance
 from turnwire.agent.live.control import TurnControl
@@ -58,6 +60,7 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         heartbeat_seconds=settings.heartbeat_seconds,
     )
     add_AgentServiceServicer_to_server(AgentServicer(nouns), server)
+    add_AccessServiceServicer_to_server(AccessServicer(), server)
     await upkeep.recover()
     sweeping = asyncio.create_task(upkeep.run(), name="agent upkeep")
     draining = asyncio.create_task(_drain(context.draining, live, settings.drain_seconds), name="agent drain")

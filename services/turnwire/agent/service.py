@@ -234,7 +234,7 @@ class AgentServicer(AgentServiceServicer):
         validation.check_submit(request)
         return await self._nouns.control.submit(current().tenant, request)
 
-    @unimplemented("SteerTurn", "Cancel the turn, or wait for its end and run another.")
+    @unimplemented("AgentService/SteerTurn", "Cancel the turn, or wait for its end and run another.")
     async def SteerTurn(self, request: messages.SteerTurnRequest, context: Context) -> messages.SteerTurnResponse:
         """Is not built yet."""
         raise NotImplementedError
@@ -255,6 +255,20 @@ class AgentServicer(AgentServiceServicer):
             current().tenant, request.turn_id, request.page_size, request.page_token
         )
         return messages.ListStepsResponse(steps=steps, next_page_token=token)
+
+    @unimplemented("AgentService/ExportTurn", "GetTurn and WatchTurn have all of a turn.")
+    def ExportTurn(
+        self, request: messages.ExportTurnRequest, context: Context
+    ) -> AsyncIterator[messages.ExportTurnResponse]:
+        """Is not served yet."""
+        raise NotImplementedError
+
+    @unimplemented("AgentService/ImportTurn")
+    async def ImportTurn(
+        self, request: AsyncIterator[messages.ImportTurnRequest], context: Context
+    ) -> messages.ImportTurnResponse:
+        """Is not served yet."""
+        raise NotImplementedError
 
     async def _stream(
         self, tenant: str, turn_id: str, after: int, *, follow_pauses: bool

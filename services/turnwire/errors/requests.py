@@ -82,9 +82,7 @@ class DocumentRefused(InvalidArgument):
 
     def __init__(self, document: str, why: str, *, limit: str = "") -> None:
         """Tells why."""
-        TurnwireError.__init__(
-            self, f"{document} was refused: {why}.", metadata={"document": document, "limit": limit}
-        )
+        TurnwireError.__init__(self, f"{document} was refused: {why}.", metadata={"document": document, "limit": limit})
 
 
 class NotFound(TurnwireError):

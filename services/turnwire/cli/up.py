@@ -1,0 +1,104 @@
+"""`turnwire up`: the mesh on this machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from turnwire.cli.options import resolved, settings_options
+from turnwire.cli.supervision import READY_SECONDS, Mesh, MeshFailed, is_running, read_run_file
+
+if TYPE_CHECKING:
+    from turnwire.runtime.settings import Settings
+
+
+@click.command()
+@click.option("--detach", is_flag=True, help="Return when the mesh is up; `turnwire down` stops it.")
+@click.option("--all-in-one", is_flag=True, help="All services in one process.")
+@settings_options
+def up(
+    detach: bool, all_in_one: bool, config_file: Path | None, data_dir: Path | None, port_offset: int | None
+) -> None:
+    """Start the mesh: each service a process on this machine."""
+    settings = resolved(config_file, data_dir, port_offset)
+    arguments = _arguments(config_file, data_dir, port_offset)
+    if detach:
+        _detached(settings, [*arguments, *(["--all-in-one"] if all_in_one else [])])
+        return
+    begun = time.monotonic()
+    mesh = Mesh(settings, arguments, all_in_one)
+    try:
+        mesh.start()
+    except MeshFailed as error:
+        raise click.ClickException(str(error)) from None
+    _greet(settings, time.monotonic() - begun)
+    try:
+        mesh.watch()
+    finally:
+        click.echo("stopping", err=True)
+        mesh.stop()
+
+
+def _arguments(config_file: Path | None, data_dir: Path | None, port_offset: int | None) -> list[str]:
+    arguments: list[str] = []
+    if config_file is not None:
+        arguments += ["--config", str(config_file)]
+    if data_dir is not None:
+        arguments += ["--data-dir", str(data_dir)]
+    if port_offset is not None:
+        arguments += ["--port-offset", str(port_offset)]
+    return arguments
+
+
+def _detached(settings: Settings, arguments: list[str]) -> None:
+    """Starts `turnwire up` in a session of its own and waits until it is up."""
+    begun = time.monotonic()
+    run_file = settings.data_dir / "run" / "mesh.json"
+    running = read_run_file(run_file)
+    if running is not None and is_running(running):
+        raise click.ClickException(f"a mesh runs already (process {running['pid']}): `turnwire down` stops it.")
+    logs = settings.data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own command
+            [sys.executable, "-m", "turnwire.cli.main", "up", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=os.environ,
+        )
+    deadline = begun + READY_SECONDS + 5
+    while True:
+        running = read_run_file(run_file)
+        if running is not None and running["pid"] == process.pid:
+            break
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.terminate()
+            text = log.read_text(errors="replace").strip().removeprefix("Error: ")
+            raise click.ClickException(text or f"the mesh did not start; logs: {logs}")
+        time.sleep(0.05)
+    _greet(settings, time.monotonic() - begun)
+    click.echo(f"logs in {logs}; `turnwire down` stops it")
+
+
+def _greet(settings: Settings, seconds: float) -> None:
+    from turnwire.cli.services import SERVICES
+
+    click.echo(f"The mesh is up ({seconds:.1f} s).")
+    for name in SERVICES:
+        click.echo(f"  {name.replace('_', ' '):<16} {settings.address(name)}")
+    offset = settings.listen.port_offset
+    prefix = "./dev turnwire" if Path("dev").is_file() else "turnwire"
+    variable = f"TURNWIRE_AGENT_ADDRESS={settings.address('agent')} " if offset else ""
+    click.echo("Try:")
+    click.echo(f'  {variable}{prefix} ask "What is gRPC?"')
+    click.echo(f"  {variable}{prefix} chat")
+    click.echo(f"  {prefix} status")
