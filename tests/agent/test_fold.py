@@ -5,11 +5,6 @@ from __future__ import annotations
 import random
 
 import pytest
-from turnwire.agent.log.merge import merged
-from turnwire.agent.log.writer import draft
-from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
-from turnwire.common.v1 import message_pb2
-from turnwire.fold import SequenceGapError, TurnFold
 
 from tests.agent.turns import (
     TURN,
@@ -20,6 +15,11 @@ from tests.agent.turns import (
     started,
     step_started,
 )
+from turnwire.agent.log.merge import merged
+from turnwire.agent.log.writer import draft
+from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
+from turnwire.common.v1 import message_pb2
+from turnwire.fold import SequenceGapError, TurnFold
 
 TEXT = ["Grüße ", "aus ", "der ", "Küche", " 🍳", "!"]
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
+from tests.agent.turns import TURN, completed, delta, inference_completed, started, step_started
 from turnwire.agent.log.cursor import Cursor
 from turnwire.agent.log.turn_log import TurnLog
 from turnwire.agent.log.writer import draft
 from turnwire.agent.v1 import event_pb2, turn_pb2
 from turnwire.fold import TurnFold
-
-from tests.agent.turns import TURN, completed, delta, inference_completed, started, step_started
 
 
 def _log(*events: event_pb2.StepEvent, ceiling: int = 100) -> TurnLog:

@@ -141,7 +141,9 @@ def test_the_last_iteration_ends_the_turn_with_its_calls_open():
 
 @pytest.mark.parametrize("limit", ["total_tokens", "model_calls", "tool_calls"])
 def test_a_limit_that_is_reached_fails_the_turn(limit: str):
-    turn = _Turn(_config(limits=agent_pb2.TurnLimits(**{limit: 1})))
+    limits = agent_pb2.TurnLimits()
+    setattr(limits, limit, 1)
+    turn = _Turn(_config(limits=limits))
     turn.answer(("call_1", "subtract", "{}"), ("call_2", "subtract", "{}"))
 
     assert turn_pb2.TURN_STATUS_FAILED == turn.turn.status

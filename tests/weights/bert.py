@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from turnwire.weights.manifest import Encoder
 
 Tensors = Mapping[str, NDArray[Any]]

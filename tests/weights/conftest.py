@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from turnwire.weights import Model, WeightFile, hub, manifest, mirror
 
 from tests.weights.servers import Server
+from turnwire.weights import Model, WeightFile, hub, manifest, mirror
 
 CONTENT = random.Random(7).randbytes(3_000_000)
 

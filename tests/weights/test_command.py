@@ -7,12 +7,12 @@ import itertools
 from pathlib import Path
 
 import pytest
-from turnwire.weights import Lines, in_bytes, locate
-from turnwire.weights import progress as progress_module
-from turnwire.weights.__main__ import main
 
 from tests.weights.conftest import CONTENT, Stock
 from tests.weights.servers import Server, file_of
+from turnwire.weights import Lines, in_bytes, locate
+from turnwire.weights import progress as progress_module
+from turnwire.weights.__main__ import main
 
 
 class Terminal(io.StringIO):

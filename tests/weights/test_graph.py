@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from turnwire.weights import BuildFailed, Model, Precision, WeightsMissing, locate, manifest, pull
-from turnwire.weights.manifest import Encoder, model_named
-from turnwire.weights.safetensors import read_tensors
 
 from tests.weights.bert import embeddings, random_tensors, safetensors_of
 from tests.weights.conftest import Recorder
 from tests.weights.servers import Server, file_of
+from turnwire.weights import BuildFailed, Model, Precision, WeightsMissing, locate, manifest, pull
+from turnwire.weights.manifest import Encoder, model_named
+from turnwire.weights.safetensors import read_tensors
 
 ENCODER = Encoder(heads=4, layer_norm_epsilon=1e-12, max_tokens=16)
 TENSORS = random_tensors(hidden=32, layers=2, words=50, positions=16)

@@ -15,10 +15,10 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from turnwire.weights import PullFailed, cache_directory, hub, locate, pull
 
 from tests.weights.conftest import CONTENT, Recorder, Stock, inherited_environment
 from tests.weights.servers import Fault, Server, file_of
+from turnwire.weights import PullFailed, cache_directory, hub, locate, pull
 
 
 def test_a_file_comes_from_the_hub_at_its_revision(

@@ -11,11 +11,11 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
-from turnwire.weights import PullFailed, locate, mirror, pull
-from turnwire.weights.manifest import Mirror, Part, WeightFile
 
 from tests.weights.conftest import CONTENT, Recorder, Stock
 from tests.weights.servers import Fault, Server, file_of, parts_of
+from turnwire.weights import PullFailed, locate, mirror, pull
+from turnwire.weights.manifest import Mirror, Part, WeightFile
 
 PART = 1_100_000  # three parts, the last one shorter
 

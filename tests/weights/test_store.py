@@ -13,6 +13,9 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+from tests.weights.conftest import CONTENT, Recorder, Stock, inherited_environment
+from tests.weights.servers import Fault, Server, file_of
 from turnwire.weights import (
     CacheUnusable,
     DiskFull,
@@ -28,9 +31,6 @@ from turnwire.weights import (
     status,
     verify,
 )
-
-from tests.weights.conftest import CONTENT, Recorder, Stock, inherited_environment
-from tests.weights.servers import Fault, Server, file_of
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStu
 from turnwire.inference.v1.model_service_pb2_grpc import ModelServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     import grpc
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncIterator[None]:
+async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncGenerator[None]:
     """Adds the agent service to a server, and closes on exit what it opened."""
     settings = context.settings.agent
     store = await context.open_store(SCHEMA)

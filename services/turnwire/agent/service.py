@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from turnwire.runtime.unimplemented import unimplemented
 from turnwire.runtime.validation import Violations
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator, AsyncIterator
 
     import grpc
 
@@ -170,8 +171,9 @@ class AgentServicer(AgentServiceServicer):
         validation.check_run_turn(request)
         tenant = current().tenant
         turn_id = await self._nouns.acceptance.accept(tenant, request)
-        async for event in self._stream(tenant, turn_id, 0, follow_pauses=request.follow_pauses):
-            yield event
+        async with aclosing(self._stream(tenant, turn_id, 0, follow_pauses=request.follow_pauses)) as events:
+            async for event in events:
+                yield event
 
     async def WatchTurn(
         self, request: messages.WatchTurnRequest, context: Context
@@ -182,10 +184,12 @@ class AgentServicer(AgentServiceServicer):
         if request.after_sequence < 0:
             violations.add("after_sequence", f"must not be negative; it is {request.after_sequence}")
         violations.raise_if_any()
-        async for event in self._stream(
+        events = self._stream(
             current().tenant, request.turn_id, request.after_sequence, follow_pauses=request.follow_pauses
-        ):
-            yield event
+        )
+        async with aclosing(events):
+            async for event in events:
+                yield event
 
     async def GetTurn(self, request: messages.GetTurnRequest, context: Context) -> messages.GetTurnResponse:
         """Gets a turn with its steps."""
@@ -265,14 +269,14 @@ class AgentServicer(AgentServiceServicer):
 
     @unimplemented("AgentService/ImportTurn")
     async def ImportTurn(
-        self, request: AsyncIterator[messages.ImportTurnRequest], context: Context
+        self, request_iterator: AsyncIterator[messages.ImportTurnRequest], context: Context
     ) -> messages.ImportTurnResponse:
         """Is not served yet."""
         raise NotImplementedError
 
     async def _stream(
         self, tenant: str, turn_id: str, after: int, *, follow_pauses: bool
-    ) -> AsyncIterator[event_pb2.StepEvent]:
+    ) -> AsyncGenerator[event_pb2.StepEvent]:
         live = self._nouns.live
         async with live.opened(tenant, turn_id) as turn:
             highest = turn.log.last_sequence if turn.log.fold.finished else turn.log.ceiling
@@ -281,8 +285,8 @@ class AgentServicer(AgentServiceServicer):
             cursor = Cursor(
                 turn.log, after, follow_pauses=follow_pauses, heartbeat_seconds=self._nouns.heartbeat_seconds
             )
-            async with live.watched(turn):
-                async for event in cursor.events():
+            async with live.watched(turn), aclosing(cursor.events()) as events:
+                async for event in events:
                     yield event
 
 

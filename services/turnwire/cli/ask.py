@@ -10,6 +10,10 @@ import click
 from turnwire.cli.options import asynchronous, json_option
 
 
+def _content(file: Path | None) -> str:
+    return file.read_text(encoding="utf-8") if file is not None else ""
+
+
 @click.command()
 @click.argument("text", required=False)
 @click.option("--agent", "agent_id", default="assistant", show_default=True, help="The agent.")
@@ -47,7 +51,7 @@ async def ask(
 
     if text is None and not sys.stdin.isatty():
         text = sys.stdin.read()
-    said = "\n\n".join(part for part in (text, file.read_text(encoding="utf-8") if file else None) if part)
+    said = "\n\n".join(part for part in (text, _content(file)) if part)
     if not said.strip():
         raise click.UsageError('say something: turnwire ask "What is gRPC?"')
     overrides = agent_pb2.AgentConfig()

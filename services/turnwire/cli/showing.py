@@ -86,11 +86,13 @@ class TurnPrinter:
             self._note(f"calls {call.name}({call.arguments_json})  {status.lower()}")
         usage = event.step_completed.inference.usage
         seconds = time.monotonic() - self._step_begun
-        writing = max(seconds - (self._first or 0.0), 1e-9)
+        writing = seconds - (self._first or 0.0)
+        # A turn that is shown again comes at once: its pace says nothing.
+        pace = f", {usage.completion_tokens / writing:.0f} tokens/s" if writing > 0.2 else ""
         first = f", first token after {self._first:.2f} s" if self._first is not None else ""
         self._note(
             f"{usage.prompt_tokens} tokens read, {usage.completion_tokens} written in {seconds:.1f} s"
-            f"{first}, {usage.completion_tokens / writing:.0f} tokens/s{_estimate(usage)}"
+            f"{first}{pace}{_estimate(usage)}"
         )
 
     def _completed(self, completed: event_pb2.TurnCompleted) -> None:

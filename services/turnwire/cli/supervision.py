@@ -106,7 +106,7 @@ class Mesh:
         environment = os.environ | {SUPERVISOR: str(os.getpid())}
         environment.setdefault("TURNWIRE_MESH_SECRET", self._secret)
         with log.open("ab") as output:
-            process = subprocess.Popen(  # noqa: S603 - our own command
+            process = subprocess.Popen(
                 [*command, *self.arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
             )
         return _Child(name, process, time.monotonic())
@@ -116,14 +116,15 @@ class Mesh:
         if code is None:
             return
         now = time.monotonic()
-        if child.restart_at is None:
+        restart_at = child.restart_at
+        if restart_at is None:
             child.failures = 0 if now - child.started > 60 else child.failures + 1
             delay = min(0.2 * 2**child.failures, _LONGEST_BACKOFF)
-            child.restart_at = now + delay
+            child.restart_at = restart_at = now + delay
             click.echo(
                 f"{child.name} ended with {code}; it starts again in {delay:.1f} s (logs: {self._log(child)})", err=True
             )
-        if now >= child.restart_at:
+        if now >= restart_at:
             fresh = self._spawn(child.name)
             child.process, child.started, child.restart_at = fresh.process, fresh.started, None
             self._write_run_file()
@@ -218,7 +219,8 @@ def _healthy(port: int) -> bool:
 
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=0.5)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
+            answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=0.5)
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

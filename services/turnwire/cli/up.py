@@ -67,7 +67,7 @@ def _detached(settings: Settings, arguments: list[str]) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / "up.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own command
+        process = subprocess.Popen(
             [sys.executable, "-m", "turnwire.cli.main", "up", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -24,7 +24,7 @@ from turnwire.runtime.directory import open_channel
 from turnwire.runtime.settings import TlsSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 T = TypeVar("T")
 _SECONDS = 15.0
@@ -56,7 +56,7 @@ class Client:
         api_key: str | None = None,
         inference_address: str | None = None,
         tls: TlsSettings | None = None,
-    ) -> AsyncIterator[Client]:
+    ) -> AsyncGenerator[Client]:
         """Gives a client of the mesh at `address`; closed on exit.
 
         Without an address: `TURNWIRE_AGENT_ADDRESS`, the mesh that `turnwire up` started, or 127.0.0.1:50051. Without
@@ -244,19 +244,19 @@ class Client:
         request = model_service_pb2.UnregisterModelRequest(model_id=model_id)
         await _done(self.model_stub.UnregisterModel(request, timeout=_SECONDS), service="inference")
 
-    async def server_info(self, service: str, *, timeout: float = 2.0) -> inspect_service_pb2.GetServerInfoResponse:
+    async def server_info(self, service: str, *, seconds: float = 2.0) -> inspect_service_pb2.GetServerInfoResponse:
         """Returns what a service's process is."""
         stub = InspectServiceStub(self._channel(service))
         request = inspect_service_pb2.GetServerInfoRequest()
-        return await _done(stub.GetServerInfo(request, timeout=timeout), service=service)
+        return await _done(stub.GetServerInfo(request, timeout=seconds), service=service)
 
     async def list_providers(
-        self, service: str = "inference", *, timeout: float = 10.0
+        self, service: str = "inference", *, seconds: float = 10.0
     ) -> Sequence[inspect_service_pb2.Provider]:
         """Returns the providers of a service and their state."""
         stub = InspectServiceStub(self._channel(service))
         request = inspect_service_pb2.ListProvidersRequest(service=service)
-        return (await _done(stub.ListProviders(request, timeout=timeout), service=service)).providers
+        return (await _done(stub.ListProviders(request, timeout=seconds), service=service)).providers
 
     def _channel(self, service: str) -> Any:
         return self._channels(service)

@@ -32,7 +32,7 @@ def find_mesh(start: Path | None = None, environ: Mapping[str, str] = os.environ
 
 def address_of(service: str, environ: Mapping[str, str] = os.environ) -> str:
     """Returns where a service is: `TURNWIRE_<SERVICE>_ADDRESS`, the mesh that runs here, or the usual port."""
-    from turnwire.runtime.settings import PORTS  # noqa: PLC0415 - settings load slowly, and a mesh file needs none
+    from turnwire.runtime.settings import PORTS  # settings load slowly, and a mesh file needs none
 
     named = environ.get(f"TURNWIRE_{service.upper()}_ADDRESS")
     if named:

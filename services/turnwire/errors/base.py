@@ -99,7 +99,7 @@ class TurnwireError(Exception):
     @staticmethod
     def cut(service: str) -> Unavailable:
         """Returns the error of a stream that ended without the message that ends it."""
-        from turnwire.errors.mesh import Unavailable  # noqa: PLC0415 - its module is made of this class
+        from turnwire.errors.mesh import Unavailable  # its module is made of this class
 
         return Unavailable(service, detail="its stream was cut")
 

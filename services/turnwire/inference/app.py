@@ -16,7 +16,7 @@ from turnwire.inference.v1.inference_service_pb2_grpc import add_InferenceServic
 from turnwire.inference.v1.model_service_pb2_grpc import add_ModelServiceServicer_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     import grpc
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncIterator[None]:
+async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncGenerator[None]:
     """Adds the inference service to a server, and closes on exit what it opened."""
     built = [
         (entry.provider_type, providers.build(entry.provider_id, entry.provider_type, entry.config))

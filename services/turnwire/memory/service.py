@@ -1,11 +1,14 @@
-"""The RPCs of the memory service. Memory banks comes with a later version: every method answers UNIMPLEMENTED."""
+"""The RPCs of the memory service.
+
+Memory banks comes with a later version: every method answers UNIMPLEMENTED.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from turnwire.memory.v1.memory_service_pb2_grpc import MemoryServiceServicer
 from turnwire.memory.v1.memory_bank_service_pb2_grpc import MemoryBankServiceServicer
+from turnwire.memory.v1.memory_service_pb2_grpc import MemoryServiceServicer
 from turnwire.runtime.unimplemented import unimplemented
 
 if TYPE_CHECKING:
@@ -13,8 +16,7 @@ if TYPE_CHECKING:
 
     import grpc
 
-    from turnwire.memory.v1 import memory_service_pb2
-    from turnwire.memory.v1 import memory_bank_service_pb2
+    from turnwire.memory.v1 import memory_bank_service_pb2, memory_service_pb2
 
     Context = grpc.aio.ServicerContext[Any, Any]
 

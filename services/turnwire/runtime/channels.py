@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -82,7 +82,7 @@ def channel_options(*, keepalive_ms: int = 3_000, small_windows: bool = False) -
 
 
 @asynccontextmanager
-async def upstream(call: Any) -> AsyncIterator[Any]:
+async def upstream(call: Any) -> AsyncGenerator[Any]:
     """Gives a call that is cancelled when the context is left, however it is left.
 
     An abandoned call is never collected by gRPC: it would stay open until its channel closes.

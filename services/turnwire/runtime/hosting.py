@@ -21,7 +21,7 @@ from turnwire.runtime.inspect import InspectServicer
 from turnwire.runtime.server import ExposedWithoutAccess, PortTaken, ServiceServer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from turnwire.runtime.settings import Settings
 
@@ -60,7 +60,7 @@ async def hosting(
     table: Mapping[str, str],
     *,
     environ: Mapping[str, str] = os.environ,
-) -> AsyncIterator[Host]:
+) -> AsyncGenerator[Host]:
     """Serves services until the context is left; only their modules are imported.
 
     `table` maps the name of a service to its module, which offers `mount(server, directory, context)`.
@@ -98,7 +98,7 @@ async def hosting(
 
 def run(names: Sequence[str], settings: Settings, table: Mapping[str, str]) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code of the process."""
-    import uvloop  # noqa: PLC0415 - only a process that serves needs it
+    import uvloop  # only a process that serves needs it
 
     return uvloop.run(_serve(names, settings, table))
 
@@ -134,7 +134,7 @@ def _recorded(server: Any) -> dict[str, Any]:
 
 
 def _reflect(server: Any, handlers: Mapping[str, Any]) -> None:
-    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415 - only where it is switched on
+    from grpc_reflection.v1alpha import reflection  # only where it is switched on
 
     services = sorted({name.partition("/")[0] for name in handlers})
     reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)

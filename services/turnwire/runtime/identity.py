@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 DEFAULT_TENANT = "default"
 MESH_TOKEN_SECONDS = 300
@@ -67,7 +67,7 @@ def begin_call(caller: Caller, *, seconds: float | None, call_id: str, trace: st
 
 
 @contextmanager
-def acting_as(tenant: str) -> Iterator[None]:
+def acting_as(tenant: str) -> Generator[None]:
     """Works for a tenant outside of any call: what was begun in one does not end with its deadline."""
     tokens = (
         _caller.set(Caller("service", "turnwire", tenant, frozenset({"service"}))),

@@ -118,7 +118,7 @@ class ServiceServer:
         """Says that it no longer serves; calls are still answered."""
         await self._health.enter_graceful_shutdown()
 
-    async def stop(self, grace_seconds: float) -> None:
+    async def stop(self, grace_seconds: float | None) -> None:
         """Ends when the open calls have, at the latest after the grace."""
         await self.grpc.stop(grace_seconds)
         await self._health_server.stop(None)
@@ -140,7 +140,7 @@ class ServiceServer:
 
 
 def _metrics(service: str) -> Metrics:
-    from turnwire.runtime.metrics import Metrics  # noqa: PLC0415 - its library is slow to load, and not always wanted
+    from turnwire.runtime.metrics import Metrics  # its library is slow to load, and not always wanted
 
     return Metrics(service)
 

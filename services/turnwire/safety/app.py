@@ -10,7 +10,7 @@ from turnwire.safety.v1.safety_service_pb2_grpc import add_SafetyServiceServicer
 from turnwire.safety.v1.shield_service_pb2_grpc import add_ShieldServiceServicer_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     import grpc
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncIterator[None]:
+async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncGenerator[None]:
     """Adds the safety service to a server."""
     add_SafetyServiceServicer_to_server(service.SafetyServicer(), server)
     add_ShieldServiceServicer_to_server(service.ShieldServicer(), server)

@@ -1,20 +1,22 @@
-"""The RPCs of the safety service. Screening of contents comes with a later version: every method answers UNIMPLEMENTED."""
+"""The RPCs of the safety service.
+
+Screening of contents comes with a later version: every method answers UNIMPLEMENTED.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from turnwire.runtime.unimplemented import unimplemented
 from turnwire.safety.v1.safety_service_pb2_grpc import SafetyServiceServicer
 from turnwire.safety.v1.shield_service_pb2_grpc import ShieldServiceServicer
-from turnwire.runtime.unimplemented import unimplemented
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import grpc
 
-    from turnwire.safety.v1 import safety_service_pb2
-    from turnwire.safety.v1 import shield_service_pb2
+    from turnwire.safety.v1 import safety_service_pb2, shield_service_pb2
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -33,7 +35,7 @@ class SafetyServicer(SafetyServiceServicer):
 
     @unimplemented("SafetyService/ScreenStream", _INSTEAD)
     def ScreenStream(
-        self, request: AsyncIterator[safety_service_pb2.ScreenStreamRequest], context: Context
+        self, request_iterator: AsyncIterator[safety_service_pb2.ScreenStreamRequest], context: Context
     ) -> AsyncIterator[safety_service_pb2.ScreenStreamResponse]:
         """Is not served yet."""
         raise NotImplementedError

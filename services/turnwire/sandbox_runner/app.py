@@ -9,7 +9,7 @@ from turnwire.sandbox_runner import service
 from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import add_SandboxRunnerServiceServicer_to_server
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     import grpc
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @asynccontextmanager
-async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncIterator[None]:
+async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncGenerator[None]:
     """Adds the sandbox runner service to a server."""
     add_SandboxRunnerServiceServicer_to_server(service.SandboxRunnerServicer(), server)
     yield

@@ -1,11 +1,14 @@
-"""The RPCs of the sandbox runner service. Running model-written code comes with a later version: every method answers UNIMPLEMENTED."""
+"""The RPCs of the sandbox runner service.
+
+Running model-written code comes with a later version: every method answers UNIMPLEMENTED.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import SandboxRunnerServiceServicer
 from turnwire.runtime.unimplemented import unimplemented
+from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import SandboxRunnerServiceServicer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

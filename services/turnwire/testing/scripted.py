@@ -41,7 +41,7 @@ from turnwire.inference.registry import built_in
 from turnwire.inference.v1 import inference_service_pb2, model_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
 
     Piece = inference_service_pb2.ChatCompletionResponse
 
@@ -179,7 +179,7 @@ class ScriptedProvider:
         )
 
     @contextmanager
-    def _counted(self) -> Iterator[None]:
+    def _counted(self) -> Generator[None]:
         self.open_streams += 1
         try:
             yield

@@ -1,22 +1,23 @@
-"""The RPCs of the tool executor service. The execution of tools comes with a later version: every method answers UNIMPLEMENTED."""
+"""The RPCs of the tool executor service.
+
+The execution of tools comes with a later version: every method answers UNIMPLEMENTED.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from turnwire.runtime.unimplemented import unimplemented
+from turnwire.tool_executor.v1.artifact_service_pb2_grpc import ArtifactServiceServicer
 from turnwire.tool_executor.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceServicer
 from turnwire.tool_executor.v1.tool_service_pb2_grpc import ToolServiceServicer
-from turnwire.tool_executor.v1.artifact_service_pb2_grpc import ArtifactServiceServicer
-from turnwire.runtime.unimplemented import unimplemented
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import grpc
 
-    from turnwire.tool_executor.v1 import tool_executor_service_pb2
-    from turnwire.tool_executor.v1 import tool_service_pb2
-    from turnwire.tool_executor.v1 import artifact_service_pb2
+    from turnwire.tool_executor.v1 import artifact_service_pb2, tool_executor_service_pb2, tool_service_pb2
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -92,7 +93,7 @@ class ArtifactServicer(ArtifactServiceServicer):
 
     @unimplemented("ArtifactService/UploadArtifact", _INSTEAD)
     async def UploadArtifact(
-        self, request: AsyncIterator[artifact_service_pb2.UploadArtifactRequest], context: Context
+        self, request_iterator: AsyncIterator[artifact_service_pb2.UploadArtifactRequest], context: Context
     ) -> artifact_service_pb2.UploadArtifactResponse:
         """Is not served yet."""
         raise NotImplementedError

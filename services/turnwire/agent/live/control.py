@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from turnwire.agent.live.live_turn import LiveTurn
     from turnwire.agent.live.registry import LiveTurns
+    from turnwire.common.v1 import message_pb2
     from turnwire.runtime.storage import Store, Transaction
 
 
@@ -115,13 +116,21 @@ def _call_id(given: turn_pb2.TurnInput) -> str:
     return getattr(given, kind).call_id if kind is not None else ""
 
 
-def _known_results(turn: turn_pb2.Turn) -> dict[str, bytes]:
+def _known_results(turn: turn_pb2.Turn) -> dict[str, message_pb2.ToolResult]:
     return {
-        execution.call.call_id: execution.result.SerializeToString(deterministic=True)
+        execution.call.call_id: execution.result
         for step in turn.steps
         for execution in step.tool_execution.executions
         if execution.HasField("result")
     }
+
+
+def _named(given: turn_pb2.TurnInput, name: str) -> turn_pb2.TurnInput:
+    """An answer as it is kept: with the name of its tool, which the caller need not repeat."""
+    named = turn_pb2.TurnInput()
+    named.CopyFrom(given)
+    named.tool_result.name = name
+    return named
 
 
 def _fresh_inputs(turn: turn_pb2.Turn, inputs: Sequence[turn_pb2.TurnInput]) -> list[turn_pb2.TurnInput]:
@@ -138,15 +147,13 @@ def _fresh_inputs(turn: turn_pb2.Turn, inputs: Sequence[turn_pb2.TurnInput]) -> 
     for index, given in enumerate(inputs):
         call_id = _call_id(given)
         if call_id not in wanted:
-            if known.get(call_id) == given.tool_result.SerializeToString(deterministic=True):
+            earlier = known.get(call_id)
+            if earlier is not None and earlier == _named(given, earlier.name).tool_result:
                 continue
             if turn.HasField("end_time"):
                 raise TurnFinished(turn.turn_id, turn_pb2.TurnStatus.Name(turn.status))
             raise TurnNotAwaitingInput(turn.turn_id, call_id)
         if given.WhichOneof("input") != "tool_result":
             raise InvalidArgument.one(f"inputs[{index}]", f"the call {call_id} waits for a tool_result")
-        named = turn_pb2.TurnInput()
-        named.CopyFrom(given)
-        named.tool_result.name = wanted[call_id].call.name
-        fresh.append(named)
+        fresh.append(_named(given, wanted[call_id].call.name))
     return fresh

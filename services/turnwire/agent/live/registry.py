@@ -22,7 +22,7 @@ from turnwire.errors import Draining, NotFound, NotOwner
 from turnwire.runtime.identity import acting_as
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncGenerator, Sequence
 
     from turnwire.agent.store.turns import TurnRow
     from turnwire.agent.turn.history import History
@@ -66,7 +66,7 @@ class LiveTurns:
         return sum(1 for live in self._turns.values() if live.task is not None)
 
     @asynccontextmanager
-    async def opened(self, tenant: str, turn_id: str) -> AsyncIterator[LiveTurn]:
+    async def opened(self, tenant: str, turn_id: str) -> AsyncGenerator[LiveTurn]:
         """Gives a turn, in memory for the time of the context.
 
         Raises:
@@ -81,7 +81,7 @@ class LiveTurns:
             self._release(live)
 
     @asynccontextmanager
-    async def watched(self, live: LiveTurn) -> AsyncIterator[None]:
+    async def watched(self, live: LiveTurn) -> AsyncGenerator[None]:
         """Counts a stream that shows the turn; `on_disconnect` goes by that."""
         live.watchers += 1
         if live.unwatched is not None:

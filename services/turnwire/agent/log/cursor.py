@@ -10,7 +10,7 @@ from turnwire.agent.v1 import event_pb2
 from turnwire.fold import TERMINAL_PAYLOADS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from turnwire.agent.log.turn_log import TurnLog
 
@@ -27,7 +27,7 @@ class Cursor:
         self._follow_pauses = follow_pauses
         self._heartbeat_seconds = heartbeat_seconds
 
-    async def events(self) -> AsyncIterator[event_pb2.StepEvent]:
+    async def events(self) -> AsyncGenerator[event_pb2.StepEvent]:
         """Yields the events until the turn ends, or pauses where pauses are not followed.
 
         Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from turnwire.agent.store.clock import microseconds
 from turnwire.agent.v1 import agent_pb2
@@ -54,7 +54,7 @@ async def get(tx: Transaction, tenant: str, agent_id: str, version: int = 0) -> 
         agent_id,
         version,
     )
-    return agent_pb2.Agent.FromString(row[0]) if row is not None else None
+    return agent_pb2.Agent.FromString(cast("bytes", row[0])) if row is not None else None
 
 
 async def page(tx: Transaction, tenant: str, after: tuple[int, str], limit: int) -> list[agent_pb2.Agent]:
@@ -68,7 +68,7 @@ async def page(tx: Transaction, tenant: str, after: tuple[int, str], limit: int)
         after[1],
         limit,
     )
-    return [agent_pb2.Agent.FromString(row[0]) for row in rows]
+    return [agent_pb2.Agent.FromString(cast("bytes", row[0])) for row in rows]
 
 
 async def versions(tx: Transaction, tenant: str, agent_id: str, before: int, limit: int) -> list[agent_pb2.Agent]:
@@ -81,7 +81,7 @@ async def versions(tx: Transaction, tenant: str, agent_id: str, before: int, lim
         before,
         limit,
     )
-    return [agent_pb2.Agent.FromString(row[0]) for row in rows]
+    return [agent_pb2.Agent.FromString(cast("bytes", row[0])) for row in rows]
 
 
 async def delete(tx: Transaction, tenant: str, agent_id: str) -> None:

@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -140,8 +141,8 @@ class LlamaEngine:
         return self._server
 
     def _open(self) -> Any:
-        import xllamacpp  # noqa: PLC0415 - only a process that runs a model pays for it
-
+        # Only a process that runs a model pays for the import.
+        xllamacpp: Any = import_module("xllamacpp")
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(self.path)
         parameters.n_parallel = self._parallel

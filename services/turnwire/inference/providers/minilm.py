@@ -120,7 +120,7 @@ class MiniLmProvider:
         return None
 
     def _embed(self, texts: list[str]) -> tuple[list[list[float]], int]:
-        import numpy as np  # noqa: PLC0415 - only a process that embeds pays for it
+        import numpy as np  # only a process that embeds pays for it
 
         session, tokenizer = self._loaded()
         encoded = tokenizer.encode_batch(texts)
@@ -131,8 +131,8 @@ class MiniLmProvider:
 
     def _loaded(self) -> tuple[Any, Any]:
         if self._engine is None:
-            import onnxruntime  # noqa: PLC0415 - as above
-            from tokenizers import Tokenizer  # noqa: PLC0415 - as above
+            import onnxruntime  # as above
+            from tokenizers import Tokenizer  # as above
 
             options = onnxruntime.SessionOptions()
             options.intra_op_num_threads = self._config.threads

@@ -110,7 +110,8 @@ def _interpolated(
         return value
 
     def replaced(match: re.Match[str]) -> str:
-        name, default = match[1], match[2]
+        name: str = match[1]
+        default: str | None = match[2]
         found = environ.get(name, default)
         if found is None:
             key = _dotted(path)
@@ -190,7 +191,7 @@ def _refused(error: ValidationError, source: str, lines: _Lines, origins: dict[t
 def _did_you_mean(path: tuple[str | int, ...]) -> str:
     model: Any = Settings
     for part in path[:-1]:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
         if field is None:
             annotations: tuple[Any, ...] = get_args(model)
             model = annotations[0] if annotations else None

@@ -196,8 +196,8 @@ class Settings(_Section):
 
     def address(self, service: str) -> str:
         """Where a service is to be reached."""
-        known: dict[str, str] = dict(self.addresses)
-        if service in known:
-            return known[service]
+        for name, address in self.addresses.items():
+            if name == service:
+                return address
         host = "127.0.0.1" if self.listen.host in {"0.0.0.0", "::"} else self.listen.host  # noqa: S104 - compared only
         return f"{host}:{self.port(service)}"
