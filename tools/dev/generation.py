@@ -64,10 +64,11 @@ def _environment() -> Path:
     wanted = sha256(lock.read_bytes()).hexdigest()
     if not stamp.exists() or stamp.read_text() != wanted:
         _run([sys.executable, "-m", "venv", "--clear", str(GENERATION_ENVIRONMENT)])
-        _run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes", "-r", str(lock)])
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        _run([*pip, "--require-hashes", "-r", str(lock)])
         stamp.write_text(wanted)
     return python
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(command, check=True, cwd=ROOT, env=environment)  # noqa: S603 - our own commands
+    return subprocess.run(command, check=True, cwd=ROOT, env=environment)

@@ -10,7 +10,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from tools.dev import generation
 from tools.dev.layout import BIN, ROOT
 
 _SOURCES = [name for name in ("services", "tests", "tools", "bench", "examples") if (ROOT / name).is_dir()]
@@ -73,7 +72,7 @@ def check() -> int:
 def test(arguments: list[str]) -> int:
     """Runs the tests but for the longer stages; returns pytest's exit code."""
     selection = arguments or ["-m", "not soak and not wheel"]
-    return subprocess.run([*_PYTEST, *selection], cwd=ROOT, check=False).returncode  # noqa: S603 - our own command
+    return subprocess.run([*_PYTEST, *selection], cwd=ROOT, check=False).returncode
 
 
 def faults(arguments: list[str]) -> int:
@@ -82,7 +81,7 @@ def faults(arguments: list[str]) -> int:
     if "--seed" in arguments:
         environment["TURNWIRE_FAULTS_SEED"] = arguments[arguments.index("--seed") + 1]
     command = [*_PYTEST, "-m", "faults"]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode  # noqa: S603 - our own command
+    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
 
 
 def ci() -> int:
@@ -92,7 +91,8 @@ def ci() -> int:
         sys.stdout.write(f"== {stage.name} (limit {stage.limit / 60:.0f} min) ==\n")
         sys.stdout.flush()
         outcome = _stage(stage)
-        sys.stdout.write(f"== {stage.name}: {outcome.passed} passed, {outcome.failed} failed, {outcome.seconds:.0f} s ==\n")
+        counts = f"{outcome.passed} passed, {outcome.failed} failed"
+        sys.stdout.write(f"== {stage.name}: {counts}, {outcome.seconds:.0f} s ==\n")
         sys.stdout.flush()
         outcomes.append(outcome)
     passed = sum(outcome.passed for outcome in outcomes)
@@ -112,7 +112,7 @@ sys.exit(bool(problems))
 
 def _part(name: str, command: list[str]) -> Outcome:
     begun = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)  # noqa: S603 - our own
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     failed = int(done.returncode != 0)
     return Outcome(name, 1 - failed, failed, time.monotonic() - begun, done.stdout + done.stderr)
 
@@ -121,7 +121,7 @@ def _stage(stage: Stage) -> Outcome:
     """Runs a stage, shows what it prints as it comes, and counts its tests."""
     begun = time.monotonic()
     lines: list[str] = []
-    process = subprocess.Popen(  # noqa: S603 - our own command
+    process = subprocess.Popen(
         stage.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     with ThreadPoolExecutor(max_workers=1) as pool:
