@@ -148,7 +148,7 @@ def _errors(file: descriptor_pb2.FileDescriptorProto) -> str:
         "Every error that a service sends carries `google.rpc.ErrorInfo` with the domain `turnwire`, the reason below,",
         "and the metadata that is named here. INVALID_ARGUMENT carries `google.rpc.BadRequest` with every violation;",
         "RESOURCE_EXHAUSTED may carry `google.rpc.RetryInfo`. A failure that is part of a turn's history is a",
-        "`turnwire.common.v1.Failure` with the same reasons. The message says what happened, where, and what to do next.",
+        "`turnwire.common.v1.Failure` with the same reasons. Messages say what happened, where, and what to do next.",
         "",
         "| reason | when, and its metadata |",
         "|---|---|",

@@ -34,7 +34,7 @@ class Agents:
     async def create(self, tenant: str, request: agent_service_pb2.CreateAgentRequest) -> agent_pb2.Agent:
         """Makes an agent, after its configuration and its model were checked."""
         check_config(request.config)
-        await self._models.chat_model(tenant, request.config.model)
+        await self._models.chat_model(request.config.model)
         now = clock.now()
         agent = agent_pb2.Agent(
             agent_id=new_id("agent"),
@@ -76,7 +76,7 @@ class Agents:
         if found is not None:
             return found
         if agent_id == AGENT_ID and version in {0, 1}:
-            return await self._ready_made(tenant)
+            return await self._ready_made()
         name = f"{agent_id} version {version}" if version else agent_id
         raise NotFound("agent", name, available=[AGENT_ID, *available])
 
@@ -91,7 +91,7 @@ class Agents:
 
         found, changed = await self._store.read(unit)
         if not token and not changed:
-            found.insert(0, await self._ready_made(tenant, tolerant=True))
+            found.insert(0, await self._ready_made(tolerant=True))
         if len(found) <= limit:
             return found, ""
         last = found[limit - 1]
@@ -121,7 +121,7 @@ class Agents:
         changed = _changed(current, request)
         check_config(changed.config, "agent.config")
         if changed.config != current.config:
-            await self._models.chat_model(tenant, changed.config.model, "agent.config.model")
+            await self._models.chat_model(changed.config.model, "agent.config.model")
 
         async def unit(tx: Transaction) -> agent_pb2.Agent:
             stored = await agents.get(tx, tenant, current.agent_id)
@@ -172,12 +172,12 @@ class Agents:
 
         return await self._store.read(unit)
 
-    async def _ready_made(self, tenant: str, *, tolerant: bool = False) -> agent_pb2.Agent:
+    async def _ready_made(self, *, tolerant: bool = False) -> agent_pb2.Agent:
         """The assistant; `tolerant` shows it without a model while the inference service is away."""
         if self._assistant_model:
             return assistant(self._assistant_model)
         try:
-            return assistant(await self._models.default(tenant))
+            return assistant(await self._models.default())
         except TurnwireError:
             if tolerant:
                 return assistant("")

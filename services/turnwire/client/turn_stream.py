@@ -59,6 +59,7 @@ class TurnStream:
         self._started = request is None
         self._position = after_sequence
         self._call: Any = None
+        self._closed = False
         self.fold = TurnFold(self._turn_id)
         """The fold; whole only when the stream was read from its first event."""
         self.reconnects = 0
@@ -77,7 +78,11 @@ class TurnStream:
         self.close()
 
     def close(self) -> None:
-        """Ends the stream; the turn goes on."""
+        """Ends the stream, and the iteration of whoever reads it; the turn goes on."""
+        self._closed = True
+        self._end_call()
+
+    def _end_call(self) -> None:
         if self._call is not None:
             self._call.cancel()
             self._call = None
@@ -116,7 +121,7 @@ class TurnStream:
         deadline: float | None = None
         delay = 0.05
         loop = asyncio.get_running_loop()
-        while True:
+        while not self._closed:
             try:
                 async for event in self._once():
                     deadline, delay = None, 0.05
@@ -133,7 +138,9 @@ class TurnStream:
                 self._position = self.fold.last_sequence
                 continue
             finally:
-                self.close()
+                self._end_call()
+            if self._closed:
+                return
             deadline = deadline if deadline is not None else loop.time() + self._resume_timeout
             if loop.time() > deadline:
                 raise cut
@@ -165,6 +172,11 @@ class TurnStream:
                 self._position = event.sequence
                 self._turn_id = event.turn_id
                 yield event
+        except asyncio.CancelledError:
+            # gRPC reports a call that `close` has cancelled as if its reader had been cancelled.
+            task = asyncio.current_task()
+            if not self._closed or (task is not None and task.cancelling()):
+                raise
         except grpc.RpcError as error:
             typed = from_rpc_error(error, service="agent")
             # A turn whose acceptance was not answered is run again under its id: it is accepted once.

@@ -75,7 +75,7 @@ class Acceptance:
         if session is None:
             raise NotFound("session", request.session_id)
         agent = await self._agents.get(tenant, session.agent_id, session.agent_version)
-        config = await self._config(tenant, agent, request.overrides)
+        config = await self._config(agent, request.overrides)
         accepted = await self._store_turn(tenant, turn_id, request, agent, config, digest)
         if accepted is None:
             return
@@ -95,10 +95,10 @@ class Acceptance:
 
         return await self._store.read(unit)
 
-    async def _config(self, tenant: str, agent: agent_pb2.Agent, overrides: turn_pb2.TurnOverrides) -> TurnConfig:
+    async def _config(self, agent: agent_pb2.Agent, overrides: turn_pb2.TurnOverrides) -> TurnConfig:
         config = overridden(agent.config, overrides)
         check_config(config, "overrides.config")
-        config.model = address(await self._models.chat_model(tenant, config.model, "overrides.config.model"))
+        config.model = address(await self._models.chat_model(config.model, "overrides.config.model"))
         return pin(config)
 
     async def _store_turn(

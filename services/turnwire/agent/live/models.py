@@ -1,8 +1,7 @@
-"""Which provider serves a model: asked of the inference service, remembered for some seconds."""
+"""Which provider serves a model, asked of the inference service."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -13,7 +12,6 @@ from turnwire.inference.v1 import model_pb2, model_service_pb2
 if TYPE_CHECKING:
     from turnwire.inference.v1.model_service_pb2_grpc import ModelServiceStub
 
-_REMEMBERED_SECONDS = 5.0
 _TIMEOUT_SECONDS = 5.0
 
 
@@ -23,9 +21,8 @@ class Models:
     def __init__(self, stub: ModelServiceStub) -> None:
         """Asks through `stub`."""
         self._stub = stub
-        self._known: dict[tuple[str, str], tuple[float, model_pb2.Model]] = {}
 
-    async def chat_model(self, tenant: str, name: str, field: str = "config.model") -> model_pb2.Model:
+    async def chat_model(self, name: str, field: str = "config.model") -> model_pb2.Model:
         """Returns the chat model of a name.
 
         Raises:
@@ -33,12 +30,12 @@ class Models:
             InvalidArgument: it is no chat model.
             Unavailable: the inference service cannot be reached.
         """
-        model = await self._get(tenant, name)
+        model = await self._get(name)
         if model.type == model_pb2.MODEL_TYPE_EMBEDDING:
             raise InvalidArgument.one(field, f"{name} makes vectors; an agent needs a chat model")
         return model
 
-    async def default(self, tenant: str) -> str:
+    async def default(self) -> str:
         """Returns the first chat model that is served; empty when there is none."""
         try:
             response = await self._stub.ListModels(
@@ -52,22 +49,13 @@ class Models:
             return ""
         return f"{models[0].provider_id}/{models[0].model_id}"
 
-    async def _get(self, tenant: str, name: str) -> model_pb2.Model:
-        key = (tenant, name)
-        known = self._known.get(key)
-        now = time.monotonic()
-        if known is not None and known[0] > now:
-            return known[1]
+    async def _get(self, name: str) -> model_pb2.Model:
+        # Asked for every turn: a turn is only accepted while its model can be reached.
+        request = model_service_pb2.GetModelRequest(model_id=name)
         try:
-            response = await self._stub.GetModel(
-                model_service_pb2.GetModelRequest(model_id=name), timeout=_TIMEOUT_SECONDS
-            )
+            return (await self._stub.GetModel(request, timeout=_TIMEOUT_SECONDS)).model
         except grpc.RpcError as error:
             raise from_rpc_error(error, service="inference") from error
-        if len(self._known) > 1024:
-            self._known.clear()
-        self._known[key] = (now + _REMEMBERED_SECONDS, response.model)
-        return response.model
 
 
 def address(model: model_pb2.Model) -> str:
