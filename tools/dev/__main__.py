@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 
@@ -20,7 +21,8 @@ def main(arguments: list[str]) -> int:
         case "ci":
             return stages.ci()
         case "faults":
-            return stages.faults(rest)
+            chosen = _faults_parser().parse_args(rest)
+            return stages.faults(chosen.count, chosen.seed)
         case "generate":
             return generation.write()
         case "format":
@@ -30,6 +32,13 @@ def main(arguments: list[str]) -> int:
         case _:
             sys.stderr.write(f"no such command: {command}\n")
             return 2
+
+
+def _faults_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="./dev faults", description="Hit turns with seeded faults.")
+    parser.add_argument("count", type=int, nargs="?", default=24, metavar="N", help="how many [24]")
+    parser.add_argument("--seed", type=int, default=1, help="which ones [1]")
+    return parser
 
 
 if __name__ == "__main__":

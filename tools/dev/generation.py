@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from tools.dev.layout import BIN, GENERATION_ENVIRONMENT, PROTOS, ROOT, SERVICES
 
 
 def write() -> int:
-    """Writes the stubs and the reference anew; returns an exit code."""
+    """Writes the stubs, the reference and the list of licences anew; returns an exit code."""
     _run([str(BIN / "buf"), "format", "-w", str(PROTOS)])
     _generate(SERVICES)
-    return _run([sys.executable, "-m", "tools.docs.reference"]).returncode
+    _run([sys.executable, "-m", "tools.docs.reference"])
+    return _run([sys.executable, "-m", "tools.docs.third_party"]).returncode
 
 
 def drift() -> list[str]:
@@ -45,28 +47,31 @@ def format_sources() -> int:
 
 
 def _generate(target: Path) -> None:
-    python = _environment()
-    environment = os.environ | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
+    python = environment()
+    variables = os.environ | {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}"}
     files = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     services = [file for file in files if file.endswith("_service.proto")]
     protoc = [str(python), "-m", "grpc_tools.protoc", f"-I{PROTOS}"]
     # Nouns have no RPCs, so gRPC stubs are made for the files of services only.
-    _run([*protoc, f"--python_out={target}", f"--mypy_out=quiet:{target}", *files], environment)
+    _run([*protoc, f"--python_out={target}", f"--mypy_out=quiet:{target}", *files], variables)
     grpc_plugins = [f"--grpc_python_out={target}", f"--mypy_grpc_out=quiet,only_async:{target}"]
-    _run([*protoc, *grpc_plugins, *services], environment)
+    _run([*protoc, *grpc_plugins, *services], variables)
 
 
-def _environment() -> Path:
+def environment() -> Path:
     """Returns the Python of the generation environment, made when its lock is another one."""
     python = GENERATION_ENVIRONMENT / "bin" / "python"
     lock = ROOT / "requirements" / "generate.txt"
     stamp = GENERATION_ENVIRONMENT / ".set-up"
-    wanted = sha256(lock.read_bytes()).hexdigest()
-    if not stamp.exists() or stamp.read_text() != wanted:
-        _run([sys.executable, "-m", "venv", "--clear", str(GENERATION_ENVIRONMENT)])
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        _run([*pip, "--require-hashes", "-r", str(lock)])
-        stamp.write_text(wanted)
+    wanted = f"{sha256(lock.read_bytes()).hexdigest()} {sys.version_info[:2]} {GENERATION_ENVIRONMENT}"
+    # The parts of `./dev check` run side by side and several want it: the first makes it, the others wait.
+    with lock.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not stamp.exists() or stamp.read_text() != wanted:
+            _run([sys.executable, "-m", "venv", "--clear", str(GENERATION_ENVIRONMENT)])
+            pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+            _run([*pip, "--require-hashes", "-r", str(lock)])
+            stamp.write_text(wanted)
     return python
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
+import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tools.dev.layout import BIN, ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 _SOURCES = [name for name in ("services", "tests", "tools", "bench", "examples") if (ROOT / name).is_dir()]
 
@@ -36,27 +43,38 @@ class Outcome:
 
 
 _PYTEST = [sys.executable, "-m", "pytest", "-q"]
-_STAGES = [
-    Stage("check", [sys.executable, "-m", "tools.dev", "check"], 180),
-    Stage("test", [sys.executable, "-m", "tools.dev", "test"], 15 * 60),
-    Stage("soak", [*_PYTEST, "-m", "soak"], 15 * 60),
-    Stage("wheel", [*_PYTEST, "-m", "wheel"], 10 * 60),
-]
-"""The stages of `./dev ci`. Those of coming versions (sandbox, clients, images, k8s, browser) come with them."""
+_DEV = [sys.executable, "-m", "tools.dev"]
+LONGER = ("bars", "soak", "wheel")
+"""The markers of tests that `./dev test` leaves to stages of their own."""
+STAGES = (
+    Stage("check", [*_DEV, "check"], 2 * 60),
+    Stage("test", [*_DEV, "test"], 15 * 60),
+    Stage("bars", [*_PYTEST, "-m", "bars"], 10 * 60),
+    Stage("faults", [*_DEV, "faults", "100"], 15 * 60),
+    Stage("soak", [*_PYTEST, "-m", "soak"], 6 * 60),
+    Stage("wheel", [*_PYTEST, "-m", "wheel"], 6 * 60),
+)
+"""The stages of `./dev ci`. With the set-up (6 min, in `./dev`) their limits are 60 minutes in all."""
+
+
+class Ended(Exception):
+    """SIGTERM came: what runs is ended, and what was counted so far is told."""
 
 
 def check() -> int:
-    """Runs format, lint, types, proto lint, generation drift and layout side by side; returns an exit code."""
+    """Runs format, lint, types, protos, generation drift, licences and layout side by side; returns an exit code."""
     begun = time.monotonic()
     parts = {
+        # The longest first, or it would run alone at the end.
+        "types": [str(BIN / "basedpyright")],
+        "generation": [sys.executable, "-c", _DRIFT],
+        "layout": [*_PYTEST, "tests/test_layout.py"],
+        "licences": [sys.executable, "-m", "tools.docs.third_party", "--check"],
+        "reference": [sys.executable, "-m", "tools.docs.reference", "--check"],
         "format": [str(BIN / "ruff"), "format", "--check", "--diff", *_SOURCES],
         "lint": [str(BIN / "ruff"), "check", *_SOURCES],
-        "types": [str(BIN / "basedpyright")],
         "proto lint": [str(BIN / "buf"), "lint"],
         "proto format": [str(BIN / "buf"), "format", "-d", "--exit-code"],
-        "generation": [sys.executable, "-c", _DRIFT],
-        "reference": [sys.executable, "-m", "tools.docs.reference", "--check"],
-        "layout": [*_PYTEST, "tests/test_layout.py"],
     }
     with ThreadPoolExecutor(max_workers=4) as pool:
         outcomes = list(pool.map(lambda item: _part(*item), parts.items()))
@@ -69,35 +87,36 @@ def check() -> int:
     return 1 if failed else 0
 
 
-def test(arguments: list[str]) -> int:
-    """Runs the tests but for the longer stages; returns pytest's exit code."""
-    selection = arguments or ["-m", "not soak and not wheel"]
-    return subprocess.run([*_PYTEST, *selection], cwd=ROOT, check=False).returncode
+def test(arguments: Sequence[str]) -> int:
+    """Runs the tests but for the longer stages (`-m` chooses others); returns pytest's exit code."""
+    chosen = any(argument.startswith("-m") for argument in arguments)
+    selection = [] if chosen else ["-m", " and ".join(f"not {marker}" for marker in LONGER)]
+    return subprocess.run([*_PYTEST, *selection, *arguments], cwd=ROOT, check=False).returncode
 
 
-def faults(arguments: list[str]) -> int:
-    """Runs N seeded faults (`N [--seed S]`); returns pytest's exit code."""
-    environment = os.environ | {"TURNWIRE_FAULTS": arguments[0] if arguments else "24"}
-    if "--seed" in arguments:
-        environment["TURNWIRE_FAULTS_SEED"] = arguments[arguments.index("--seed") + 1]
-    command = [*_PYTEST, "-m", "faults"]
-    return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+def faults(count: int, seed: int) -> int:
+    """Runs so many faults, chosen by the seed; returns pytest's exit code."""
+    environment = os.environ | {"TURNWIRE_FAULTS": str(count), "TURNWIRE_FAULTS_SEED": str(seed)}
+    return subprocess.run([*_PYTEST, "-m", "faults"], cwd=ROOT, env=environment, check=False).returncode
 
 
-def ci() -> int:
-    """Runs all stages, each within its limit, and ends with one line that counts; returns an exit code."""
+def ci(stages: Iterable[Stage] = STAGES) -> int:
+    """Runs all stages, each within its limit, and counts; returns an exit code."""
+    signal.signal(signal.SIGTERM, _end)
+    begun = time.monotonic()
     outcomes: list[Outcome] = []
-    for stage in _STAGES:
-        sys.stdout.write(f"== {stage.name} (limit {stage.limit / 60:.0f} min) ==\n")
-        sys.stdout.flush()
-        outcome = _stage(stage)
-        counts = f"{outcome.passed} passed, {outcome.failed} failed"
-        sys.stdout.write(f"== {stage.name}: {counts}, {outcome.seconds:.0f} s ==\n")
-        sys.stdout.flush()
-        outcomes.append(outcome)
+    try:
+        for stage in stages:
+            _say(f"== {stage.name} (limit {stage.limit / 60:g} min) ==")
+            outcome = _stage(stage)
+            _say(f"== {stage.name}: {outcome.passed} passed, {outcome.failed} failed, {outcome.seconds:.0f} s ==")
+            outcomes.append(outcome)
+    except Ended:
+        _say("ended by SIGTERM")
+        outcomes.append(Outcome("end", 0, 1, 0, ""))
     passed = sum(outcome.passed for outcome in outcomes)
     failed = sum(outcome.failed for outcome in outcomes)
-    sys.stdout.write(f"{passed} passed, {failed} failed\n")
+    _say(f"ci: {passed} passed, {failed} failed in {time.monotonic() - begun:.0f} s")
     return 1 if failed else 0
 
 
@@ -110,6 +129,15 @@ sys.exit(bool(problems))
 """
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _end(*_: object) -> None:
+    raise Ended
+
+
 def _part(name: str, command: list[str]) -> Outcome:
     begun = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
@@ -120,45 +148,61 @@ def _part(name: str, command: list[str]) -> Outcome:
 def _stage(stage: Stage) -> Outcome:
     """Runs a stage, shows what it prints as it comes, and counts its tests."""
     begun = time.monotonic()
-    lines: list[str] = []
     process = subprocess.Popen(
-        stage.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        stage.command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = pool.submit(_wait, process, stage.limit)
-        assert process.stdout is not None
-        for line in process.stdout:
-            lines.append(line)
-            sys.stdout.write(line)
-            sys.stdout.flush()
-        late = waiting.result()
+    try:
+        output, late = _watch(process, begun + stage.limit)
+    finally:
+        _kill(process)  # what the stage left running, too
     if late:
-        sys.stdout.write(f"{stage.name} was ended at its limit of {stage.limit:.0f} s\n")
-    passed, failed = _counts(lines)
+        _say(f"{stage.name} was ended at its limit of {stage.limit:g} s")
+    passed, failed = counts(output.splitlines())
     if late or (process.returncode != 0 and not failed):
         failed += 1
     if process.returncode == 0 and not passed:
         failed += 1  # a stage without a test has proved nothing
-    return Outcome(stage.name, passed, failed, time.monotonic() - begun, "")
+    return Outcome(stage.name, passed, failed, time.monotonic() - begun, output)
 
 
-def _wait(process: subprocess.Popen[str], limit: float) -> bool:
-    try:
-        process.wait(limit)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.wait()
-        return True
-    return False
+def _watch(process: subprocess.Popen[bytes], deadline: float) -> tuple[str, bool]:
+    """Shows what a process prints until it ends or its time is over; returns that, and whether it was late."""
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    blocks: list[bytes] = []
+    late = False
+    while not late:
+        late = time.monotonic() > deadline
+        if select.select([pipe], [], [], 0.2)[0]:
+            block = os.read(pipe, 65536)
+            if not block:
+                break
+            blocks.append(block)
+            sys.stdout.buffer.write(block)
+            sys.stdout.flush()
+        elif process.poll() is not None:
+            break  # something that it left running holds the pipe open
+    while not late and process.poll() is None:  # it closed its output and goes on
+        late = time.monotonic() > deadline
+        time.sleep(0.05)
+    return b"".join(blocks).decode(errors="replace"), late
 
 
-def _counts(lines: list[str]) -> tuple[int, int]:
-    """Returns (passed, failed) of the last line that counts tests."""
-    for line in reversed(lines):
-        passed = re.search(r"(\d+) passed", line)
-        failed = re.search(r"(\d+) failed", line)
-        errors = re.search(r"(\d+) errors?", line)
-        if passed or failed or errors:
-            bad = (int(failed[1]) if failed else 0) + (int(errors[1]) if errors else 0)
-            return int(passed[1]) if passed else 0, bad
-    return 0, 0
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+_SUMMARY = re.compile(r"^(?:check: |=+ )?(?:\d+ [a-z]+, )*\d+ [a-z]+ in \d")
+_COUNT = re.compile(r"(\d+) (passed|failed|errors?)\b")
+
+
+def counts(lines: Sequence[str]) -> tuple[int, int]:
+    """Returns (passed, failed) of the last line that is pytest's summary or that of `check`."""
+    summary = next((line for line in reversed(lines) if _SUMMARY.match(line)), "")
+    found = [(int(number), kind) for number, kind in _COUNT.findall(summary)]
+    return (
+        sum(number for number, kind in found if kind == "passed"),
+        sum(number for number, kind in found if kind != "passed"),
+    )
