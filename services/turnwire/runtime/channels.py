@@ -11,7 +11,10 @@ import grpc
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from turnwire.runtime.traces import Tracer
+
 Metadata = tuple[tuple[str, str], ...]
+_TRACEPARENT = "traceparent"
 
 _READS = {
     "turnwire.agent.v1.AgentService": (
@@ -100,33 +103,36 @@ class PreparedChannel:
         self,
         channel: grpc.aio.Channel,
         prepare: Callable[[float | None, Metadata | None], tuple[float | None, Metadata]],
+        tracer: Tracer | None = None,
     ) -> None:
-        """`prepare` turns what a call was given into what it is sent with."""
+        """`prepare` turns what a call was given into what it is sent with; `tracer` gives each call a span."""
         self._channel = channel
         self._prepare = prepare
+        self._tracer = tracer
 
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Any:
+    def unary_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """As `grpc.aio.Channel.unary_unary`."""
-        return self._wrapped(self._channel.unary_unary(*args, **kwargs))
+        return self._wrapped(method, self._channel.unary_unary(method, *args, **kwargs))
 
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Any:
+    def unary_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """As `grpc.aio.Channel.unary_stream`."""
-        return self._wrapped(self._channel.unary_stream(*args, **kwargs))
+        return self._wrapped(method, self._channel.unary_stream(method, *args, **kwargs))
 
-    def stream_unary(self, *args: Any, **kwargs: Any) -> Any:
+    def stream_unary(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """As `grpc.aio.Channel.stream_unary`."""
-        return self._wrapped(self._channel.stream_unary(*args, **kwargs))
+        return self._wrapped(method, self._channel.stream_unary(method, *args, **kwargs))
 
-    def stream_stream(self, *args: Any, **kwargs: Any) -> Any:
+    def stream_stream(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """As `grpc.aio.Channel.stream_stream`."""
-        return self._wrapped(self._channel.stream_stream(*args, **kwargs))
+        return self._wrapped(method, self._channel.stream_stream(method, *args, **kwargs))
 
     async def close(self, grace: float | None = None) -> None:
         """Closes the channel and cancels its calls."""
         await self._channel.close(grace)
 
-    def _wrapped(self, multicallable: Any) -> Any:
+    def _wrapped(self, method: str, multicallable: Any) -> Any:
         prepare = self._prepare
+        tracer = self._tracer
 
         def call(
             *args: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] | None = None, **kwargs: Any
@@ -134,4 +140,22 @@ class PreparedChannel:
             seconds, sent = prepare(timeout, tuple(metadata) if metadata is not None else None)
             return multicallable(*args, timeout=seconds, metadata=sent, **kwargs)
 
-        return call
+        def traced(
+            *args: Any, timeout: float | None = None, metadata: Sequence[tuple[str, str]] | None = None, **kwargs: Any
+        ) -> Any:
+            assert tracer is not None
+            seconds, sent = prepare(timeout, tuple(metadata) if metadata is not None else None)
+            span = tracer.client(name, next((value for key, value in sent if key == _TRACEPARENT), ""))
+            others = [(key, value) for key, value in sent if key != _TRACEPARENT]
+            try:
+                begun = multicallable(
+                    *args, timeout=seconds, metadata=(*others, (_TRACEPARENT, span.traceparent)), **kwargs
+                )
+            except BaseException:
+                span.end("INTERNAL")
+                raise
+            tracer.end_with(span, begun)
+            return begun
+
+        name = method.removeprefix("/")
+        return call if tracer is None else traced

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from turnwire.runtime.settings import Settings, TlsSettings
+    from turnwire.runtime.traces import Tracer
 
 _MARGIN_SECONDS = 0.05
 """So much earlier an inner call ends than the call it serves: its error still reaches the caller."""
@@ -32,8 +33,10 @@ class Directory:
         own_service: str,
         mesh_secret: str | None,
         environ: Mapping[str, str] = os.environ,
+        tracer: Tracer | None = None,
     ) -> None:
         """Calls as the service `own_service`; `TURNWIRE_<SERVICE>_ADDRESS` goes before the settings."""
+        self._tracer = tracer
         self._settings = settings
         self._own_service = own_service
         self._mesh_secret = mesh_secret
@@ -65,7 +68,7 @@ class Directory:
             options = channel_options(small_windows=small_windows)
             plain = open_channel(self.address(service), self._settings.tls, options)
             channel = self._channels[key] = PreparedChannel(
-                plain, lambda timeout, metadata: self._prepared(service, timeout, metadata)
+                plain, lambda timeout, metadata: self._prepared(service, timeout, metadata), self._tracer
             )
         # The stubs only use the four methods that make calls.
         return cast("grpc.aio.Channel", channel)

@@ -17,6 +17,7 @@ from turnwire.errors import TurnwireError
 from turnwire.ids import new_id
 from turnwire.runtime.context import ServiceContext
 from turnwire.runtime.directory import Directory
+from turnwire.runtime.extras import ExtraMissing, imported
 from turnwire.runtime.inspect import InspectServicer
 from turnwire.runtime.server import ExposedWithoutAccess, PortTaken, ServiceServer
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from turnwire.runtime.settings import Settings
+    from turnwire.runtime.traces import Traces
 
 _log = structlog.get_logger(__name__)
 
@@ -36,11 +38,10 @@ _STOP_SECONDS = 2.0
 class Host:
     """The services of a process, while they are served."""
 
-    def __init__(self, servers: list[ServiceServer], contexts: list[ServiceContext], directory: Directory) -> None:
+    def __init__(self, servers: list[ServiceServer], contexts: list[ServiceContext]) -> None:
         """Holds what `hosting` has opened."""
         self.servers = servers
         self.contexts = contexts
-        self.directory = directory
 
     async def drain(self) -> None:
         """Says no to new work and lets the services finish what they can."""
@@ -68,17 +69,24 @@ async def hosting(
     Raises:
         PortTaken: a port is in use.
         ExposedWithoutAccess: others could reach it, and there is no key.
+        ExtraMissing: a setting needs a package that is not installed.
         TurnwireError: a service could not open what it needs.
     """
     secret = environ.get(MESH_SECRET) or settings.access.mesh_secret
     instance_id = new_id("inst")
     async with AsyncExitStack() as stack:
-        directory = Directory(settings, own_service=names[0], mesh_secret=secret, environ=environ)
-        stack.push_async_callback(directory.close)
+        traces = _traces(settings, instance_id)
+        if traces is not None:
+            stack.push_async_callback(traces.close)
         servers: list[ServiceServer] = []
         contexts: list[ServiceContext] = []
+        recorded: list[dict[str, Any]] = []
         for name in names:
-            server = ServiceServer(name, settings, secret)
+            tracer = traces.tracer(name) if traces is not None else None
+            # One for each service, even in one process: they call under their own names.
+            directory = Directory(settings, own_service=name, mesh_secret=secret, environ=environ, tracer=tracer)
+            stack.push_async_callback(directory.close)
+            server = ServiceServer(name, settings, secret, tracer)
             stack.push_async_callback(server.stop, None)
             server.bind()
             context = ServiceContext(name, settings, settings.data_dir, instance_id)
@@ -90,9 +98,10 @@ async def hosting(
                 _reflect(server.grpc, handlers)
             servers.append(server)
             contexts.append(context)
-        for server in servers:
-            await server.start()
-        yield Host(servers, contexts, directory)
+            recorded.append(handlers)
+        for server, handlers in zip(servers, recorded, strict=True):
+            await server.start(_services(handlers))
+        yield Host(servers, contexts)
         await asyncio.gather(*(server.stop(0) for server in servers))
 
 
@@ -114,7 +123,7 @@ async def _serve(names: Sequence[str], settings: Settings, table: Mapping[str, s
             await ended.wait()
             _log.info("draining", services=list(names))
             await host.drain()
-    except (PortTaken, ExposedWithoutAccess, TurnwireError) as error:
+    except (PortTaken, ExposedWithoutAccess, ExtraMissing, TurnwireError) as error:
         sys.stderr.write(f"turnwire {' '.join(names)}: {error}\n")
         return 1
     return 0
@@ -134,7 +143,21 @@ def _recorded(server: Any) -> dict[str, Any]:
 
 
 def _reflect(server: Any, handlers: Mapping[str, Any]) -> None:
-    from grpc_reflection.v1alpha import reflection  # only where it is switched on
+    # Imported only where it is switched on.
+    reflection = imported("grpc_reflection.v1alpha.reflection", setting="reflection")
+    reflection.enable_server_reflection([*_services(handlers), reflection.SERVICE_NAME], server)
 
-    services = sorted({name.partition("/")[0] for name in handlers})
-    reflection.enable_server_reflection([*services, reflection.SERVICE_NAME], server)
+
+def _services(handlers: Mapping[str, Any]) -> list[str]:
+    return sorted({name.partition("/")[0] for name in handlers})
+
+
+def _traces(settings: Settings, instance_id: str) -> Traces | None:
+    endpoint = settings.telemetry.otlp_endpoint
+    if endpoint is None:
+        return None
+    # OpenTelemetry is loaded by processes that export only.
+    traces: Traces = imported("turnwire.runtime.traces", setting="telemetry.otlp_endpoint").Traces(
+        endpoint, instance_id
+    )
+    return traces

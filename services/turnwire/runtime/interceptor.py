@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from turnwire.runtime.authentication import Authenticator
     from turnwire.runtime.metrics import Metrics
+    from turnwire.runtime.traces import CallSpan, Tracer
 
 _log = structlog.get_logger("turnwire.rpc")
 _QUIET = ("grpc.health.v1.Health/",)
@@ -55,8 +56,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         *,
         message_bytes: int,
         concurrent_calls: int,
+        tracer: Tracer | None = None,
     ) -> None:
-        """`message_bytes` bounds a request, `concurrent_calls` what is handled at once."""
+        """`message_bytes` bounds a request, `concurrent_calls` what is handled at once; `tracer` gives calls spans."""
+        self._tracer = tracer
         self._service = service
         self._authenticator = authenticator
         self._metrics = metrics
@@ -171,7 +174,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """One call: its identity, its time, its end."""
 
-    __slots__ = ("_begun", "_context", "_counted", "_interceptor", "_method", "_request_id")
+    __slots__ = ("_begun", "_context", "_counted", "_interceptor", "_method", "_request_id", "_span")
 
     def __init__(self, interceptor: CallInterceptor, method: str, context: Any) -> None:
         self._interceptor = interceptor
@@ -180,12 +183,13 @@ class _Call:
         self._begun = time.monotonic()
         self._counted = False
         self._request_id = ""
+        self._span: CallSpan | None = None
 
     def begin(self) -> None:
         interceptor, context = self._interceptor, self._context
         metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
         self._request_id = metadata.get("turnwire-request-id", "")[:100] or new_id("req")
-        trace = next_traceparent(metadata.get("traceparent", ""))
+        trace = self._trace(metadata.get("traceparent", ""))
         structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(
             service=interceptor._service, request_id=self._request_id, trace_id=trace_id(trace)
@@ -199,6 +203,14 @@ class _Call:
             interceptor._metrics.open.labels(self._method).inc()
         caller = interceptor._authenticator.caller(self._method, metadata)
         begin_call(caller, seconds=context.time_remaining(), call_id=self._request_id, trace=trace)
+
+    def _trace(self, incoming: str) -> str:
+        tracer = self._interceptor._tracer
+        if tracer is None or self._method.startswith(_QUIET):
+            return next_traceparent(incoming)
+        self._span = tracer.server(self._method, incoming)
+        self._span.set("turnwire.request_id", self._request_id)
+        return self._span.traceparent
 
     def typed(self, raised: BaseException) -> TurnwireError:
         """Returns the error that the caller gets. A cancellation from outside is let through."""
@@ -220,7 +232,10 @@ class _Call:
         if self._counted:
             interceptor._open -= 1
         seconds = time.monotonic() - self._begun
-        code = error.code.name if error is not None else "CANCELLED" if self._context.cancelled() else "OK"
+        code = error.code.name if error is not None else self._code_without_error()
+        reason = error.reason_name if error is not None else None
+        if self._span is not None:
+            self._span.end(code, reason)
         if interceptor._metrics is not None:
             if self._counted:
                 interceptor._metrics.open.labels(self._method).dec()
@@ -232,8 +247,15 @@ class _Call:
                 method=self._method,
                 code=code,
                 milliseconds=round(seconds * 1000, 1),
-                reason=error.reason_name if error is not None else None,
+                reason=reason,
             )
+
+    def _code_without_error(self) -> str:
+        """Returns how a call ended that raised nothing: answered, or left by its caller."""
+        left = self._context.time_remaining()
+        if left is not None and left <= 0:
+            return "DEADLINE_EXCEEDED"
+        return "CANCELLED" if self._context.cancelled() else "OK"
 
 
 def _checked(request: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,16 @@ from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from turnwire.runtime.authentication import Authenticator
+from turnwire.runtime.extras import imported
 from turnwire.runtime.interceptor import CallInterceptor
 from turnwire.runtime.settings.models import HEALTH_OFFSET, METRICS_OFFSET
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from turnwire.runtime.metrics import Metrics
     from turnwire.runtime.settings import Settings
-
-_LOOPBACK = ("127.", "localhost", "::1", "[::1]")
+    from turnwire.runtime.traces import Tracer
 
 
 class PortTaken(Exception):
@@ -69,16 +73,17 @@ def server_options(settings: Settings) -> list[tuple[str, Any]]:
 class ServiceServer:
     """Serves one service: its RPCs, its health, its metrics."""
 
-    def __init__(self, service: str, settings: Settings, mesh_secret: str | None) -> None:
+    def __init__(self, service: str, settings: Settings, mesh_secret: str | None, tracer: Tracer | None = None) -> None:
         """Binds nothing yet.
 
         Raises:
             ExposedWithoutAccess: others could reach it, and there is no key.
+            ExtraMissing: the package for metrics is not installed.
         """
         self.service = service
         self._settings = settings
         authenticator = Authenticator(settings.access, mesh_secret)
-        if authenticator.is_open and not settings.listen.host.startswith(_LOOPBACK):
+        if authenticator.is_open and not _is_loopback(settings.listen.host):
             raise ExposedWithoutAccess(settings.listen.host)
         self.metrics = _metrics(service) if settings.telemetry.metrics else None
         interceptor = CallInterceptor(
@@ -87,6 +92,7 @@ class ServiceServer:
             self.metrics,
             message_bytes=settings.limits.message_bytes,
             concurrent_calls=settings.limits.concurrent_calls,
+            tracer=tracer,
         )
         options = server_options(settings)
         self.grpc = grpc.aio.server(interceptors=(interceptor,), options=options)
@@ -108,9 +114,10 @@ class ServiceServer:
             _check_free(self.service, self._settings.listen.host, port + METRICS_OFFSET)
             self.metrics.serve(self._settings.listen.host, port + METRICS_OFFSET)
 
-    async def start(self) -> None:
-        """Begins to serve, and says so."""
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+    async def start(self, services: Iterable[str] = ()) -> None:
+        """Begins to serve, and says so for the server and for each of `services`, given by full name."""
+        for name in ("", *services):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._health_server.start()
         await self.grpc.start()
 
@@ -123,13 +130,14 @@ class ServiceServer:
         await self.grpc.stop(grace_seconds)
         await self._health_server.stop(None)
         if self.metrics is not None:
-            self.metrics.close()
+            # It waits for its thread.
+            await asyncio.to_thread(self.metrics.close)
 
     def _bind(self, server: grpc.aio.Server, port: int, *, tls: bool) -> None:
         host = self._settings.listen.host
         _check_free(self.service, host, port)
         credentials = _credentials(self._settings) if tls else None
-        address = f"{host}:{port}"
+        address = f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"
         try:
             if credentials is None:
                 server.add_insecure_port(address)
@@ -140,9 +148,18 @@ class ServiceServer:
 
 
 def _metrics(service: str) -> Metrics:
-    from turnwire.runtime.metrics import Metrics  # its library is slow to load, and not always wanted
+    # Its library is slow to load, and not always wanted.
+    metrics: Metrics = imported("turnwire.runtime.metrics", setting="telemetry.metrics").Metrics(service)
+    return metrics
 
-    return Metrics(service)
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False  # a name may lead anywhere
 
 
 def _check_free(service: str, host: str, port: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ import structlog
 if TYPE_CHECKING:
     from turnwire.runtime.settings import TelemetrySettings
 
+_TRACEPARENT = re.compile(
+    "(?P<version>[0-9a-f]{2})-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-(?P<flags>[0-9a-f]{2})(?P<more>-.*)?"
+)
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -51,16 +55,24 @@ def configure_logs(settings: TelemetrySettings, service: str) -> None:
 
 def next_traceparent(incoming: str) -> str:
     """Returns the trace context of a call: its caller's trace with a span of our own, or a new trace."""
-    parts = incoming.split("-")
-    if len(parts) == 4 and len(parts[1]) == 32 and _is_hexadecimal(parts[1]) and int(parts[1], 16):
-        return f"00-{parts[1]}-{os.urandom(8).hex()}-{parts[3][:2] or '01'}"
+    parsed = parsed_traceparent(incoming)
+    if parsed is not None:
+        trace, _, flags = parsed
+        return f"00-{trace}-{os.urandom(8).hex()}-{flags}"
     return f"00-{os.urandom(16).hex()}-{os.urandom(8).hex()}-01"
+
+
+def parsed_traceparent(text: str) -> tuple[str, str, str] | None:
+    """Returns trace id, span id and flags of a W3C trace context; None when it is none."""
+    match = _TRACEPARENT.fullmatch(text)
+    if match is None or match["version"] == "ff" or not int(match["trace"], 16) or not int(match["span"], 16):
+        return None
+    # Later versions may carry more; version 00 may not.
+    if match["more"] and match["version"] == "00":
+        return None
+    return match["trace"], match["span"], match["flags"]
 
 
 def trace_id(traceparent: str) -> str:
     """Returns the trace id of a trace context."""
     return traceparent[3:35]
-
-
-def _is_hexadecimal(text: str) -> bool:
-    return all(character in "0123456789abcdef" for character in text)

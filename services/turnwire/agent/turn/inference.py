@@ -18,6 +18,8 @@ from turnwire.errors import TurnwireError, from_rpc_error
 from turnwire.ids import new_id
 from turnwire.inference.v1 import inference_service_pb2
 from turnwire.runtime.channels import upstream
+from turnwire.runtime.identity import traceparent
+from turnwire.runtime.telemetry import trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,8 +124,7 @@ class InferenceStep:
     async def _stream(self, step: step_pb2.Step, request: inference_service_pb2.ChatCompletionRequest) -> _Answer:
         answer = _Answer()
         try:
-            metadata = (("traceparent", f"00-{step.trace_id}-{step.step_id[-16:]}-01"),)
-            call = self._stub.ChatCompletion(request, timeout=self._timeout_seconds, metadata=metadata)
+            call = self._stub.ChatCompletion(request, timeout=self._timeout_seconds, metadata=_trace(step))
             async with upstream(call):
                 async for chunk in call:
                     self._take(step, chunk, answer)
@@ -204,3 +205,10 @@ class InferenceStep:
         restarted = event_pb2.StepRestarted(attempt=step.attempt + 1, cause=failure)
         restarted.delay.FromMilliseconds(int(delay * 1000))
         return [draft(turn.turn_id, "step_restarted", restarted, step.step_id)]
+
+
+def _trace(step: step_pb2.Step) -> tuple[tuple[str, str], ...]:
+    """Keeps the model's call in the trace of its step, whoever goes on with the turn and in whichever process."""
+    if trace_id(traceparent()) == step.trace_id:
+        return ()  # the channel sends it below the span of the call that began the turn
+    return (("traceparent", f"00-{step.trace_id}-{step.step_id[-16:]}-01"),)

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -16,12 +17,17 @@ from turnwire.runtime.settings.errors import SettingsError
 from turnwire.runtime.settings.models import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _FILE = "turnwire.yaml"
 _VARIABLE = re.compile(r"\$\{env\.([A-Za-z_][A-Za-z0-9_]*)(?::([^}]*))?\}")
 _PREFIX = "TURNWIRE_"
-_Lines = dict[tuple[str | int, ...], int]
+Place = tuple[str | int, ...]
+"""The keys and indices that lead to a value."""
+Check = Callable[[Settings], Iterable[tuple[Place, str]]]
+"""Looks at settings that are of the right form; returns what is wrong where."""
+_Lines = dict[Place, int]
+_DEEPEST = 50
 
 
 def find_settings_file(path: Path | None, environ: Mapping[str, str] = os.environ) -> Path | None:
@@ -34,11 +40,13 @@ def find_settings_file(path: Path | None, environ: Mapping[str, str] = os.enviro
     return Path(_FILE) if Path(_FILE).is_file() else None
 
 
-def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+def load_settings(
+    path: Path | None = None, environ: Mapping[str, str] = os.environ, *, checks: Sequence[Check] = ()
+) -> Settings:
     """Returns the settings of a file and the environment.
 
     Each field has a variable: `TURNWIRE_` and its path in capitals, as `TURNWIRE_LISTEN_PORT_OFFSET`. Lists and
-    mappings are written as JSON.
+    mappings are written as JSON. `checks` look at what only a service knows, as the configuration of its providers.
 
     Raises:
         SettingsError: with the key, the line, and what was expected.
@@ -51,9 +59,13 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
         values, lines = _read(file, environ)
     origins = _overlay(values, environ)
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         raise _refused(error, source, lines, origins) from None
+    for check in checks:
+        for place, expected in check(settings):
+            raise _at(place, expected, source, lines, origins)
+    return settings
 
 
 def settings_schema() -> dict[str, Any]:
@@ -72,11 +84,21 @@ def _read(file: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any], _Line
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark is not None else None
         raise SettingsError(str(file), "", f"is no YAML: {error.problem}", line=line) from None
-    lines: _Lines = dict(_marks(node, ())) if node is not None else {}
+    except yaml.YAMLError as error:  # a character that no YAML has
+        raise SettingsError(str(file), "", f"is no YAML: {error.__class__.__name__}") from None
+    except RecursionError:
+        raise SettingsError(str(file), "", "is nested too deep") from None
     if values is None:
-        return {}, lines
+        return {}, {}
     if not isinstance(values, dict):
         raise SettingsError(str(file), "", "is a mapping of sections, as `store:`", line=1)
+    lines: _Lines = {}
+    for place, line in _marks(node, ()):
+        if place in lines:
+            raise SettingsError(str(file), _dotted(place), f"is there twice, first in line {lines[place]}", line=line)
+        if len(place) > _DEEPEST:
+            raise SettingsError(str(file), "", "is nested too deep", line=line)
+        lines[place] = line
     return _interpolated(values, (), str(file), lines, environ), lines
 
 
@@ -125,8 +147,8 @@ def _interpolated(
 
     text = _VARIABLE.sub(replaced, value)
     whole = _VARIABLE.fullmatch(value) is not None
-    # A value that is one variable may be a number or a truth value; within a text it stays text.
-    return yaml.safe_load(text) if whole and text and re.fullmatch(r"-?\d+(\.\d+)?|true|false|null", text) else text
+    # Text stays text: fields that are numbers read it, and a key that consists of digits stays a key.
+    return None if whole and text == "null" else text
 
 
 def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[str, ...], str]:
@@ -139,12 +161,15 @@ def _overlay(values: dict[str, Any], environ: Mapping[str, str]) -> dict[tuple[s
             continue
         target = values
         for part in path[:-1]:
-            inner = target.get(part)
+            if target.get(part) is None:
+                target[part] = {}
+            inner = target[part]
             if not isinstance(inner, dict):
-                inner = target[part] = {}
+                break  # the file has it wrong, and is told so
             target = inner
-        target[path[-1]] = _parsed(text)
-        origins[path] = name
+        else:
+            target[path[-1]] = _parsed(text)
+            origins[path] = name
     return origins
 
 
@@ -175,14 +200,27 @@ def _parsed(text: str) -> Any:
 
 
 def _refused(error: ValidationError, source: str, lines: _Lines, origins: dict[tuple[str, ...], str]) -> SettingsError:
-    problem = error.errors(include_url=False)[0]
-    path = tuple(problem["loc"])
+    problem = error.errors(include_url=False, include_input=False)[0]
+    path = tuple(part for part in problem["loc"] if part != "[key]")
     expected = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        expected = f"is no setting{_did_you_mean(path)}"
+    match problem["type"]:
+        case "extra_forbidden":
+            expected = f"is no setting{_did_you_mean(path)}"
+        case "model_type" | "dict_type":
+            expected = "is a mapping"
+        case "list_type":
+            expected = "is a list"
+        case _:
+            pass
+    return _at(path, expected, source, lines, origins)
+
+
+def _at(path: Place, expected: str, source: str, lines: _Lines, origins: dict[tuple[str, ...], str]) -> SettingsError:
     for length in range(len(path), 0, -1):
         variable = origins.get(tuple(str(part) for part in path[:length]))
         if variable is not None:
+            if expected in {"is a list", "is a mapping"} and length == len(path):
+                expected += ", written as JSON"
             return SettingsError(f"the environment variable {variable}", _dotted(path), expected)
     line = next((lines[path[:length]] for length in range(len(path), 0, -1) if path[:length] in lines), None)
     return SettingsError(source, _dotted(path), expected, line=line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -69,7 +70,7 @@ class AccessSettings(_Section):
 
 
 class TlsSettings(_Section):
-    """TLS on every port and between services."""
+    """TLS on the port of every service and between services; health and metrics stay plain, for probes."""
 
     certificate: Path | None = None
     """The server's certificate chain, PEM."""
@@ -84,7 +85,35 @@ class TlsSettings(_Section):
     def _pair(self) -> TlsSettings:
         if (self.certificate is None) != (self.key is None):
             raise ValueError("`certificate` and `key` go together")
+        if self.client_ca is not None and self.certificate is None:
+            raise ValueError("`client_ca` needs `certificate` and `key`: services are each other's clients")
+        for name in ("ca", "client_ca"):
+            authority: Path | None = getattr(self, name)
+            if authority is not None:
+                _check_authority(name, authority)
+        if self.certificate is not None and self.key is not None:
+            _check_pair(self.certificate, self.key)
         return self
+
+
+def _check_authority(name: str, file: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(file)
+    except ssl.SSLError as error:
+        raise ValueError(f"`{name}`: {file} holds no certificates in PEM ({error.reason or error})") from None
+    except OSError as error:
+        raise ValueError(f"`{name}`: {file} cannot be read ({error.strerror})") from None
+
+
+def _check_pair(certificate: Path, key: Path) -> None:
+    try:
+        # Without the password Python would ask for one at the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate, key, password="")
+    except ssl.SSLError as error:
+        told = error.reason or error
+        raise ValueError(f"`certificate` {certificate} and `key` {key} are no pair in PEM ({told})") from None
+    except OSError as error:
+        raise ValueError(f"`certificate` {certificate} or `key` {key} cannot be read ({error.strerror})") from None
 
 
 class StoreSettings(_Section):
@@ -110,8 +139,8 @@ class TelemetrySettings(_Section):
     """The least level that is logged."""
     metrics: bool = True
     """Whether each service serves Prometheus metrics at its port + 200."""
-    otlp_endpoint: str | None = None
-    """Where traces go, as `http://collector:4317`. Unset: trace ids are passed on, nothing is exported."""
+    otlp_endpoint: Annotated[str, Field(pattern="^https?://[^/]+$")] | None = None
+    """Where traces go by OTLP over gRPC, as `http://collector:4317`. Unset: ids are passed on, nothing is exported."""
 
 
 class ProviderSettings(_Section):
@@ -159,6 +188,12 @@ class AgentSettings(_Section):
     """How long a turn with `disconnect_policy` CANCEL runs unwatched."""
     drain_seconds: Annotated[float, Field(ge=0)] = 5.0
     """How long turns may finish after SIGTERM; then the next process goes on with them."""
+    pause_seconds: Seconds = 24 * 3600.0
+    """How long a turn waits for input; then it fails."""
+    erase_seconds: Seconds = 600.0
+    """How long after its last turn a session that is not kept is erased."""
+    sweep_seconds: Seconds = 30.0
+    """How often expired pauses, idle sessions and turns without a process are looked for."""
 
 
 class LimitSettings(_Section):
@@ -200,4 +235,5 @@ class Settings(_Section):
             if name == service:
                 return address
         host = "127.0.0.1" if self.listen.host in {"0.0.0.0", "::"} else self.listen.host  # noqa: S104 - compared only
-        return f"{host}:{self.port(service)}"
+        bracketed = f"[{host}]" if ":" in host and not host.startswith("[") else host
+        return f"{bracketed}:{self.port(service)}"

@@ -14,6 +14,7 @@ import queue
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +76,11 @@ def _drive(work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("a unit of work awaited something other than its transaction")
 
 
+def _is_of_the_database(error: Exception) -> bool:
+    """True for a full disk or a broken file; false for what one statement did wrong, as a constraint."""
+    return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
+
+
 class SqliteStore:
     """The store of one service in one file."""
 
@@ -90,6 +96,7 @@ class SqliteStore:
         self._reader_connections: list[sqlite3.Connection] = []
         self._writer: threading.Thread | None = None
         self._lock: int | None = None
+        self._closed = False
 
     @classmethod
     async def open(cls, path: Path, schema: Schema) -> SqliteStore:
@@ -100,13 +107,17 @@ class SqliteStore:
             SchemaUnsupported: a newer version has written it.
         """
         store = cls(path, schema)
-        await asyncio.get_running_loop().run_in_executor(store._readers, store._prepare)
-        store._writer = threading.Thread(target=store._write_all, name=f"{schema.name} writer", daemon=True)
+        connection = await asyncio.get_running_loop().run_in_executor(store._readers, store._prepare)
+        store._writer = threading.Thread(
+            target=store._write_all, args=(connection,), name=f"{schema.name} writer", daemon=True
+        )
         store._writer.start()
         return store
 
     async def write(self, unit: Unit[T]) -> T:
         """Runs a unit together with others in one transaction; returns after its commit."""
+        if self._closed:
+            raise StoreUnavailable(self._schema.name, f"{self.path} is closed")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
         self._queue.put(_Job(unit, future, loop))
@@ -114,28 +125,32 @@ class SqliteStore:
 
     async def read(self, unit: Unit[T]) -> T:
         """Runs a unit that only reads, on one state of the database."""
+        if self._closed:
+            raise StoreUnavailable(self._schema.name, f"{self.path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, unit)
 
     async def close(self) -> None:
         """Commits what is queued and closes the database."""
+        self._closed = True
         await asyncio.get_running_loop().run_in_executor(None, self._shut)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> sqlite3.Connection:
+        """Returns the writer's connection, the schema brought up to date."""
+        connection: sqlite3.Connection | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             connection = self._connect()
-            try:
-                connection.execute("PRAGMA journal_mode = WAL")
-                self._migrate(connection)
-            finally:
+            connection.execute("PRAGMA journal_mode = WAL")
+            self._migrate(connection)
+        except BaseException as error:
+            if connection is not None:
                 connection.close()
-        except (sqlite3.Error, OSError) as error:
             self._give_lock()
-            raise self._unavailable(error) from error
-        except BaseException:
-            self._give_lock()
+            if isinstance(error, sqlite3.Error | OSError):
+                raise self._unavailable(error) from error
             raise
+        return connection
 
     def _take_lock(self) -> None:
         lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -194,11 +209,12 @@ class SqliteStore:
                 return _drive(unit(SqliteTransaction(connection)))  # pyright: ignore[reportArgumentType] - a coroutine
             finally:
                 connection.execute("ROLLBACK")
-        except sqlite3.OperationalError as error:
-            raise self._unavailable(error) from error
+        except sqlite3.DatabaseError as error:
+            if _is_of_the_database(error):
+                raise self._unavailable(error) from error
+            raise
 
-    def _write_all(self) -> None:
-        connection = self._connect()
+    def _write_all(self, connection: sqlite3.Connection) -> None:
         open_for_work = True
         while open_for_work:
             jobs, open_for_work = self._take()
@@ -229,8 +245,10 @@ class SqliteStore:
             self.commits += 1
         except sqlite3.Error as error:
             _log.warning("store_commit_failed", service=self._schema.name, error=str(error))
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            # A disk that failed may fail here too; the thread must live, and the callers must hear of it.
+            with suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
             failure = self._unavailable(error)
             outcomes = [(job, None, failure) for job in jobs]
         for job, result, error in outcomes:
@@ -240,10 +258,10 @@ class SqliteStore:
         connection.execute("SAVEPOINT unit")
         try:
             result = _drive(job.unit(SqliteTransaction(connection)))
-        except sqlite3.OperationalError:
-            # The disk is full or the file is broken: that concerns the whole group.
-            raise
         except Exception as error:
+            if _is_of_the_database(error):
+                # The disk is full or the file is broken: that concerns the whole group.
+                raise
             connection.execute("ROLLBACK TO unit")
             connection.execute("RELEASE unit")
             return job, None, error
