@@ -150,6 +150,7 @@ class TurnFold:
             turn.overrides.CopyFrom(payload.overrides)
         turn.config_digest = payload.config_digest
         turn.metadata.update(payload.metadata)
+        turn.trace_id = payload.trace_id
         if not turn.HasField("create_time"):
             turn.create_time.CopyFrom(event.event_time)
 

@@ -287,13 +287,6 @@ async def test_the_models_there_are_are_named():
         assert "mine" == (await client.get_model("mine")).model_id
 
 
-async def test_sessions_that_are_not_kept_are_erased():
-    async with running_mesh() as mesh, mesh.client() as client:
-        session = await session_of(client, enable_session_persistence=False)
-        await client.run_turn(session, "hello").result()
-        assert not (await client.get_session(session)).persistent
-
-
 async def test_deletion_leaves_a_tombstone():
     async with running_mesh() as mesh, mesh.client() as client:
         session = await session_of(client)

@@ -49,7 +49,7 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
     agents = Agents(store, models, settings.assistant_model)
     control = TurnControl(store, live)
     sessions = Sessions(store, agents, control, history)
-    upkeep = Upkeep(store, live, sessions)
+    upkeep = Upkeep(store, live, sessions, settings)
     nouns = Nouns(
         agents=agents,
         sessions=sessions,

@@ -14,7 +14,7 @@ from turnwire.agent.log.turn_log import TurnLog
 from turnwire.agent.log.writer import CEILING_STEP, draft
 from turnwire.agent.store import clock, events, requests, sessions, turns
 from turnwire.agent.store.turns import TurnRow
-from turnwire.agent.turn.config import TurnConfig, overridden, pin
+from turnwire.agent.turn.config import overridden
 from turnwire.agent.turn.runner import plan
 from turnwire.agent.v1 import agent_service_pb2, event_pb2, turn_pb2
 from turnwire.agent.validation import check_config
@@ -26,12 +26,15 @@ from turnwire.errors import (
     TurnDeleted,
 )
 from turnwire.fold import TurnFold
-from turnwire.ids import new_id
+from turnwire.ids import new_id, new_trace_id
+from turnwire.runtime.identity import traceparent
+from turnwire.runtime.telemetry import trace_id
 
 if TYPE_CHECKING:
     from turnwire.agent.agents import Agents
     from turnwire.agent.live.models import Models
     from turnwire.agent.live.registry import LiveTurns
+    from turnwire.agent.turn.config import TurnConfig
     from turnwire.agent.v1 import agent_pb2, session_pb2
     from turnwire.runtime.storage import Store, Transaction
 
@@ -99,7 +102,7 @@ class Acceptance:
         config = overridden(agent.config, overrides)
         check_config(config, "overrides.config")
         config.model = address(await self._models.chat_model(config.model, "overrides.config.model"))
-        return pin(config)
+        return self._live.pinned(config)
 
     async def _store_turn(
         self,
@@ -111,6 +114,8 @@ class Acceptance:
         digest: str,
     ) -> _Accepted | None:
         """One commit: the turn, its place in the session, its first events. None: it was there already."""
+        # The unit runs in the store's thread, which knows nothing of the call.
+        trace = trace_id(traceparent()) or new_trace_id()
 
         async def unit(tx: Transaction) -> _Accepted | None:
             known = await turns.get(tx, tenant, turn_id)
@@ -124,7 +129,7 @@ class Acceptance:
             if session.active_turn_id:
                 raise SessionBusy(session_id=request.session_id, turn_id=session.active_turn_id)
             ordinal = session.last_ordinal + 1
-            first = _started(turn_id, request, agent, config, ordinal)
+            first = _started(turn_id, request, agent, config, ordinal, trace)
             fold = TurnFold(turn_id)
             planned, _ = plan(fold, config, [first])
             for number, event in enumerate(planned, start=1):
@@ -160,6 +165,7 @@ def _started(
     agent: agent_pb2.Agent,
     config: TurnConfig,
     ordinal: int,
+    trace: str,
 ) -> event_pb2.StepEvent:
     started = event_pb2.TurnStarted(
         session_id=request.session_id,
@@ -169,6 +175,7 @@ def _started(
         input=request.messages,
         config_digest=config.digest,
         metadata=request.metadata,
+        trace_id=trace,
     )
     if request.HasField("overrides"):
         started.overrides.CopyFrom(request.overrides)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from turnwire.agent.turn.history import History
     from turnwire.agent.v1 import agent_pb2, event_pb2, turn_pb2
     from turnwire.common.v1 import message_pb2
+    from turnwire.errors import TurnwireError
     from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
     from turnwire.runtime.settings import AgentSettings
     from turnwire.runtime.storage import Store, Transaction
@@ -64,6 +65,11 @@ class LiveTurns:
     def running(self) -> int:
         """How many turns are running in this process."""
         return sum(1 for live in self._turns.values() if live.task is not None)
+
+    def runs(self, tenant: str, turn_id: str) -> bool:
+        """True when a task of this process runs the turn."""
+        live = self._turns.get((tenant, turn_id))
+        return live is not None and live.task is not None
 
     @asynccontextmanager
     async def opened(self, tenant: str, turn_id: str) -> AsyncGenerator[LiveTurn]:
@@ -123,7 +129,11 @@ class LiveTurns:
         async def unit(tx: Transaction) -> agent_pb2.AgentConfig:
             return await stored_events.config(tx, live.tenant, live.row.config_digest)
 
-        return pin(await self._store.read(unit))
+        return self.pinned(await self._store.read(unit))
+
+    def pinned(self, config: agent_pb2.AgentConfig) -> TurnConfig:
+        """Returns a configuration as turns of this process run under it."""
+        return pin(config, pause_seconds=self._settings.pause_seconds)
 
     async def take_over(self, live: LiveTurn) -> None:
         """Becomes the owner of a turn that has none that runs, under the next epoch.
@@ -190,17 +200,23 @@ class LiveTurns:
                 await runner.run(first)
         except NotOwner as error:
             _log.warning("turn_lost", turn_id=live.row.turn_id, epoch=live.row.epoch)
-            live.log.interrupt(error)
+            self._forget(live, error)
         except asyncio.CancelledError:
             if not self._draining:
                 raise
         except Exception:
             _log.exception("turn_defect", turn_id=live.row.turn_id)
-            live.log.interrupt(Draining(service="agent"))
+            self._forget(live, Draining(service="agent"))
         finally:
             live.task = None
             live.runner = None
             self._release(live)
+
+    def _forget(self, live: LiveTurn, error: TurnwireError) -> None:
+        """Drops a log that may hold what was never stored; its readers come back and find the stored one."""
+        live.log.interrupt(error)
+        if self._turns.get(live.key) is live:
+            del self._turns[live.key]
 
     def _release(self, live: LiveTurn) -> None:
         if live.holders == 0 and live.task is None and self._turns.get(live.key) is live:

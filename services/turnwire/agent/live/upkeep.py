@@ -18,42 +18,35 @@ if TYPE_CHECKING:
     from turnwire.agent.live.live_turn import LiveTurn
     from turnwire.agent.live.registry import LiveTurns
     from turnwire.agent.sessions import Sessions
+    from turnwire.runtime.settings import AgentSettings
     from turnwire.runtime.storage import Store, Transaction
 
 _log = structlog.get_logger(__name__)
 
 MAX_RECOVERIES = 3
 """The third recovery without a new boundary in between fails a turn: it kills no more processes."""
-ERASE_AFTER_SECONDS = 600
-SWEEP_SECONDS = 30.0
 
 
 class Upkeep:
     """Runs beside the service."""
 
-    def __init__(self, store: Store, live: LiveTurns, erase: Sessions) -> None:
+    def __init__(self, store: Store, live: LiveTurns, sessions: Sessions, settings: AgentSettings) -> None:
         """Works on all tenants."""
         self._store = store
         self._live = live
-        self._sessions = erase
+        self._sessions = sessions
+        self._settings = settings
+        self._idle: frozenset[tuple[str, str]] = frozenset()
+        """Turns that the last sweep found without a process, though they run."""
 
     async def recover(self) -> int:
         """Takes over every turn that ran when its owner ended; returns how many.
 
         On SQLite a service is one process, and it holds the lock: whoever is named as owner is gone.
         """
-
-        async def unit(tx: Transaction) -> list[tuple[str, str]]:
-            return [(tenant, row.turn_id) for tenant, row in await turns.unfinished(tx)]
-
-        found = await self._store.read(unit)
+        found = await self._unfinished()
         for tenant, turn_id in found:
-            try:
-                async with self._live.opened(tenant, turn_id) as live, live.lock:
-                    if live.task is None and not live.log.fold.finished:
-                        await self._recover(live)
-            except TurnwireError:
-                _log.exception("recovery_failed", turn_id=turn_id)
+            await self._recover_one(tenant, turn_id)
         return len(found)
 
     async def run(self) -> None:
@@ -63,14 +56,22 @@ class Upkeep:
                 await self.sweep()
             except TurnwireError as error:
                 _log.warning("sweep_failed", error=error.message)
-            await asyncio.sleep(SWEEP_SECONDS)
+            await asyncio.sleep(self._settings.sweep_seconds)
 
     async def sweep(self) -> None:
-        """Fails expired pauses, erases sessions that are not kept, forgets old request ids."""
+        """Fails expired pauses, erases sessions that are not kept, forgets old request ids.
+
+        A turn that a defect has left without a task goes on as after a restart. It is taken when two sweeps have found
+        it so: one that was just accepted is about to be started.
+        """
+        idle_turns = frozenset(key for key in await self._unfinished() if not self._live.runs(*key))
+        for tenant, turn_id in idle_turns & self._idle:
+            await self._recover_one(tenant, turn_id)
+        self._idle = idle_turns
         now = clock.now_microseconds()
 
         async def unit(tx: Transaction) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-            idle = await sessions.to_erase(tx, now - ERASE_AFTER_SECONDS * 1_000_000)
+            idle = await sessions.to_erase(tx, now - int(self._settings.erase_seconds * 1_000_000))
             return await turns.expired(tx, now), idle
 
         expired, idle = await self._store.read(unit)
@@ -79,6 +80,20 @@ class Upkeep:
         for tenant, session_id in idle:
             await self._sessions.erase(tenant, session_id)
         await self._store.write(requests.sweep)
+
+    async def _unfinished(self) -> list[tuple[str, str]]:
+        async def unit(tx: Transaction) -> list[tuple[str, str]]:
+            return [(tenant, row.turn_id) for tenant, row in await turns.unfinished(tx)]
+
+        return await self._store.read(unit)
+
+    async def _recover_one(self, tenant: str, turn_id: str) -> None:
+        try:
+            async with self._live.opened(tenant, turn_id) as live, live.lock:
+                if live.task is None and not live.log.fold.finished and not live.log.fold.awaits_input:
+                    await self._recover(live)
+        except TurnwireError:
+            _log.exception("recovery_failed", turn_id=turn_id)
 
     async def _recover(self, live: LiveTurn) -> None:
         config = await self._live.config_of(live)

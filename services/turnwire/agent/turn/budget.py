@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from turnwire.agent.store import clock
 from turnwire.agent.v1 import agent_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2
 
@@ -33,9 +34,27 @@ def remaining_tokens(turn: turn_pb2.Turn, limits: agent_pb2.TurnLimits) -> int:
     return max(0, limits.total_tokens - turn.usage.prompt_tokens - turn.usage.completion_tokens)
 
 
-def active_time_exhausted(seconds: float) -> error_pb2.Failure:
+def remaining_seconds(turn: turn_pb2.Turn, limits: agent_pb2.TurnLimits) -> float | None:
+    """Returns the active time that a turn has left; None when it has no such limit.
+
+    Counted are the steps that a service works on, from their starts to their ends, so that it is the same after a
+    restart. Functions of the caller run in a pause, and that is not counted.
+    """
+    if not limits.HasField("active_time"):
+        return None
+    used = 0
+    for step in turn.steps:
+        if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION:
+            continue
+        begun = clock.microseconds(step.start_time)
+        used += (clock.microseconds(step.end_time) if step.HasField("end_time") else clock.now_microseconds()) - begun
+    return limits.active_time.ToTimedelta().total_seconds() - used / 1_000_000
+
+
+def active_time_exhausted(limits: agent_pb2.TurnLimits) -> error_pb2.Failure:
     """Returns the failure of a turn that ran for too long."""
-    return _failure("active_time", f"{seconds:g} s", f"{seconds:g} s")
+    seconds = f"{limits.active_time.ToTimedelta().total_seconds():g} s"
+    return _failure("active_time", seconds, seconds)
 
 
 def _failure(limit: str, used: object, allowed: object) -> error_pb2.Failure:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import FieldDescriptor
 
 DEFAULT_MAX_ITERATIONS = 10
+DEFAULT_PAUSE_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class TurnConfig:
     digest: str
     functions: dict[str, generation_pb2.ToolDefinition] = field(default_factory=dict)
     """The caller's functions, by name."""
+    pause_seconds: float = DEFAULT_PAUSE_SECONDS
+    """How long the turn waits for input."""
 
     @property
     def max_iterations(self) -> int:
@@ -44,7 +47,7 @@ class TurnConfig:
         return self.config.model.partition("/")[2]
 
 
-def pin(config: agent_pb2.AgentConfig) -> TurnConfig:
+def pin(config: agent_pb2.AgentConfig, *, pause_seconds: float = DEFAULT_PAUSE_SECONDS) -> TurnConfig:
     """Returns a configuration with its hash and its tools by name."""
     body = config.SerializeToString(deterministic=True)
     functions = {
@@ -52,7 +55,8 @@ def pin(config: agent_pb2.AgentConfig) -> TurnConfig:
         for tool in config.tools
         if tool.WhichOneof("tool") == "function"
     }
-    return TurnConfig(config=config, digest=hashlib.sha256(body).hexdigest(), functions=functions)
+    digest = hashlib.sha256(body).hexdigest()
+    return TurnConfig(config=config, digest=digest, functions=functions, pause_seconds=pause_seconds)
 
 
 def overridden(config: agent_pb2.AgentConfig, overrides: turn_pb2.TurnOverrides) -> agent_pb2.AgentConfig:

@@ -15,13 +15,10 @@ from turnwire.agent.turn.actions import Action, Pause, Record, RunInference, Sto
 from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.fold import TERMINAL_STATUSES, fill_output
-from turnwire.ids import new_id, new_trace_id
+from turnwire.ids import new_id
 
 if TYPE_CHECKING:
     from turnwire.agent.turn.config import TurnConfig
-
-PAUSE_SECONDS = 24 * 3600
-"""How long a turn waits for input."""
 
 
 def next_action(turn: turn_pb2.Turn, config: TurnConfig) -> Action:
@@ -69,7 +66,7 @@ def _start_inference(turn: turn_pb2.Turn, config: TurnConfig, iteration: int) ->
         reserved_tokens=budget.remaining_tokens(turn, config.config.limits),
     )
     started = event_pb2.StepStarted(
-        type=step_pb2.STEP_TYPE_INFERENCE, iteration=iteration, trace_id=new_trace_id(), inference=plan
+        type=step_pb2.STEP_TYPE_INFERENCE, iteration=iteration, trace_id=turn.trace_id, inference=plan
     )
     return Record((draft(turn.turn_id, "step_started", started, new_id("step")),))
 
@@ -84,7 +81,7 @@ def _start_tools(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -
     started = event_pb2.StepStarted(
         type=step_pb2.STEP_TYPE_TOOL_EXECUTION,
         iteration=step.iteration,
-        trace_id=step.trace_id,
+        trace_id=turn.trace_id,
         tool_execution=plan,
     )
     return Record((draft(turn.turn_id, "step_started", started, new_id("step")),))
@@ -110,9 +107,8 @@ def _execute(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Ac
             turn_pb2.InputRequest(call=execution.call, step_id=step.step_id, kind=turn_pb2.INPUT_KIND_TOOL_RESULT)
         )
     if requests:
-        awaited = turn_pb2.AwaitedInput(
-            requests=requests, expire_time=clock.timestamp(clock.now_microseconds() + PAUSE_SECONDS * 1_000_000)
-        )
+        expire_time = clock.now_microseconds() + int(config.pause_seconds * 1_000_000)
+        awaited = turn_pb2.AwaitedInput(requests=requests, expire_time=clock.timestamp(expire_time))
         events.append(draft(turn.turn_id, "turn_awaiting_input", event_pb2.TurnAwaitingInput(awaited_input=awaited)))
     elif not events:
         completed = event_pb2.StepCompleted(tool_execution=event_pb2.ToolExecutionResult())

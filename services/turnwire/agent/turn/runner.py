@@ -79,7 +79,6 @@ class TurnRunner:
         Raises:
             NotOwner: another process has taken the turn over; this one shows nothing further.
         """
-        deadline = self._deadline()
         events = list(first)
         try:
             while True:
@@ -89,7 +88,7 @@ class TurnRunner:
                     continue
                 match action:
                     case RunInference(step=step):
-                        events = await self._infer(step, deadline)
+                        events = await self._infer(step)
                     case Pause() | Stop():
                         return
                     case Record():
@@ -116,14 +115,13 @@ class TurnRunner:
             return RunInference(step)
         return action
 
-    async def _infer(self, step: step_pb2.Step, deadline: float | None) -> list[event_pb2.StepEvent]:
+    async def _infer(self, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
         self._work = asyncio.create_task(self._attempt(step), name=f"inference {step.step_id}")
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(budget.remaining_seconds(self._log.fold.turn, self._config.config.limits)):
                 return await asyncio.shield(self._work)
         except TimeoutError:
-            seconds = self._config.config.limits.active_time.ToTimedelta().total_seconds()
-            return [self._failed(budget.active_time_exhausted(seconds))]
+            return [self._failed(budget.active_time_exhausted(self._config.config.limits))]
         except asyncio.CancelledError:
             if self._cancel_reason is not None and not _cancelling():
                 return []
@@ -153,12 +151,6 @@ class TurnRunner:
         if last and last[0].WhichOneof("payload") == "step_restarted":
             return last[0].step_restarted.delay.ToTimedelta().total_seconds()
         return 0.0
-
-    def _deadline(self) -> float | None:
-        limits = self._config.config.limits
-        if not limits.HasField("active_time"):
-            return None
-        return asyncio.get_running_loop().time() + limits.active_time.ToTimedelta().total_seconds()
 
     def _failed(self, failure: error_pb2.Failure) -> event_pb2.StepEvent:
         return failed(self._log.fold.turn, failure)

@@ -253,6 +253,7 @@ class TurnStarted(_message.Message):
     OVERRIDES_FIELD_NUMBER: _builtins.int
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     agent_id: _builtins.str
@@ -263,6 +264,8 @@ class TurnStarted(_message.Message):
     """The turn's place in the session, counted from 1."""
     config_digest: _builtins.str
     """The hash of the configuration and tool schemas it runs under, SHA-256 in hexadecimal."""
+    trace_id: _builtins.str
+    """The W3C trace id of the turn, in hexadecimal: that of the call that began it."""
     @_builtins.property
     def input(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """What the user said."""
@@ -286,10 +289,11 @@ class TurnStarted(_message.Message):
         overrides: _turn_pb2.TurnOverrides | None = ...,
         config_digest: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        trace_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "config_digest", b"config_digest", "input", b"input", "metadata", b"metadata", "ordinal", b"ordinal", "overrides", b"overrides", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "config_digest", b"config_digest", "input", b"input", "metadata", b"metadata", "ordinal", b"ordinal", "overrides", b"overrides", "session_id", b"session_id", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,115 @@
+"""What the agent service does by itself: pauses run out, sessions are erased, turns are never left lying."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.contract.calling import dump
+from tests.mesh.asking import check_log, folded, session_of, until, weather_tool
+from turnwire.agent.turn.runner import TurnRunner
+from turnwire.agent.v1 import agent_pb2, turn_pb2
+from turnwire.common.v1 import error_pb2, message_pb2
+from turnwire.errors import NotFound
+from turnwire.testing.mesh import running_mesh
+
+pytestmark = pytest.mark.mesh
+
+RULES = [
+    {"contains": "weather", "calls": [{"name": "get_weather", "arguments": {"city": "Berlin"}}], "after_tool": False},
+    {"after_tool": True, "tokens": 1000, "tokens_per_second": 20},
+]
+QUICK = {"sweep_seconds": 0.05}
+
+
+async def test_a_session_that_is_not_kept_is_erased_with_its_turns_and_a_kept_one_stays():
+    async with running_mesh(agent=QUICK | {"erase_seconds": 0.2}) as mesh, mesh.client() as client:
+        kept = await session_of(client)
+        passing = await session_of(client, enable_session_persistence=False)
+        turns = [(await client.run_turn(session, "a secret").result()).turn_id for session in (kept, passing)]
+
+        await until(lambda: _is_gone(client, passing))
+
+        with pytest.raises(NotFound):
+            await client.get_turn(turns[1])
+        assert turns[0] == (await client.get_turn(turns[0])).turn_id
+        rows = dump(mesh.folder)
+        assert [turns[0]] == [row[1] for row in rows["agent.sqlite3/turns"]]
+        assert {turns[0]} == {row[1] for row in rows["agent.sqlite3/events"]}
+
+
+async def test_a_pause_that_nobody_answers_runs_out():
+    async with running_mesh(rules=RULES, agent=QUICK | {"pause_seconds": 0.2}) as mesh, mesh.client() as client:
+        stream = client.run_turn(await session_of(client, tools=[weather_tool()]), "the weather?", follow_pauses=True)
+        turn = await stream.result()
+
+        assert turn_pb2.TURN_STATUS_FAILED == turn.status
+        assert error_pb2.ERROR_REASON_INPUT_EXPIRED == turn.failure.reason
+        assert turn == await client.get_turn(stream.turn_id)
+        check_log([event async for event in client.watch_turn(stream.turn_id)])
+
+
+async def test_active_time_goes_on_after_a_pause_which_is_not_counted():
+    slow_call = RULES[0] | {"tokens": 13, "tokens_per_second": 10}
+    async with running_mesh(rules=[slow_call, RULES[1]]) as mesh, mesh.client() as client:
+        limits = agent_pb2.TurnLimits()
+        limits.active_time.FromMilliseconds(1500)
+        session = await session_of(client, tools=[weather_tool()], limits=limits)
+        stream = client.run_turn(session, "the weather?")
+        paused = await stream.result()
+        result = message_pb2.ToolResult(call_id=paused.awaited_input.requests[0].call.call_id, content="sunny")
+        await client.submit_turn_input(stream.turn_id, [result])
+        turn = await client.watch_turn(stream.turn_id).result()
+
+        assert error_pb2.ERROR_REASON_BUDGET_EXHAUSTED == turn.failure.reason
+        calling, answering = (
+            step.end_time.ToMilliseconds() - step.start_time.ToMilliseconds() for step in (turn.steps[0], turn.steps[2])
+        )
+        assert 1200 <= calling
+        assert answering < 1200, "the second step had more than what the first one left"
+        assert 1490 <= calling + answering
+
+
+async def test_a_turn_that_a_defect_has_left_lying_goes_on(monkeypatch: pytest.MonkeyPatch):
+    broken = True
+    commit = TurnRunner._commit
+
+    async def commit_or_break(self: TurnRunner, events: list[Any]) -> Any:
+        nonlocal broken
+        if broken and events:
+            broken = False
+            raise RuntimeError("a defect")
+        return await commit(self, events)
+
+    monkeypatch.setattr(TurnRunner, "_commit", commit_or_break)
+    async with running_mesh(agent=QUICK) as mesh, mesh.client() as client:
+        stream = client.run_turn(await session_of(client), "hello")
+        turn = await stream.result()
+
+        assert turn_pb2.TURN_STATUS_COMPLETED == turn.status
+        assert 1 == turn.recoveries
+        assert turn == await client.get_turn(stream.turn_id)
+        events = [event async for event in client.watch_turn(stream.turn_id)]
+        check_log(events)
+        assert turn == folded(events)
+
+
+async def test_the_steps_of_a_turn_are_in_the_trace_of_the_call_that_began_it():
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    async with running_mesh(rules=RULES[:1]) as mesh, mesh.client() as client:
+        session = await session_of(client, tools=[weather_tool()])
+        request: Any = client.run_turn(session, "the weather?")._request
+        metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
+        events = [event async for event in client.agent_stub.RunTurn(request, metadata=metadata)]
+        turn = folded(events)
+
+        assert [trace] * 3 == [turn.trace_id, *(step.trace_id for step in turn.steps)]
+
+
+async def _is_gone(client: Any, session: str) -> bool:
+    try:
+        await client.get_session(session)
+    except NotFound:
+        return True
+    return False
