@@ -1,0 +1,84 @@
+"""What the agent's SQLite has committed and stored, read from outside while it works."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from pathlib import Path
+
+_HEADER = struct.Struct(">IIIIIIII")
+_FRAME = struct.Struct(">IIII")
+_FRAME_BYTES = 24
+
+
+@dataclass(slots=True)
+class Stored:
+    """What has come to a database between two moments."""
+
+    commits: int = 0
+    written_bytes: int = 0
+    """What went into the write-ahead log, a page for each changed page of a commit."""
+    grown_bytes: int = 0
+    """What the database has grown by."""
+
+
+@contextmanager
+def counted(database: Path) -> Generator[Stored]:
+    """Gives figures that are there when the context has been left.
+
+    Commits are counted in the write-ahead log: the last frame of each names the size of the database. An open reader
+    keeps the log from being begun anew meanwhile; so nothing is timed within this context.
+    """
+    stored = Stored()
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as reader:
+        reader.isolation_level = None
+        pages = _pages(reader)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM schema_version").fetchone()
+        before = _Log.read(database)
+        yield stored
+        after = _Log.read(database)
+        reader.execute("ROLLBACK")
+        # Where all of it was in the database already, the first commit began the log anew: none before counts.
+        seen = before if before.salts == after.salts else _Log(after.salts, 0, 0, after.page_bytes)
+        stored.commits = after.commits - seen.commits
+        stored.written_bytes = (after.frames - seen.frames) * (_FRAME_BYTES + after.page_bytes)
+        stored.grown_bytes = (_pages(reader) - pages) * after.page_bytes
+
+
+def _pages(reader: sqlite3.Connection) -> int:
+    used: int = reader.execute("PRAGMA page_count").fetchone()[0]
+    free: int = reader.execute("PRAGMA freelist_count").fetchone()[0]
+    return used - free
+
+
+@dataclass(frozen=True, slots=True)
+class _Log:
+    """The frames of a write-ahead log, as https://www.sqlite.org/fileformat2.html#walformat has them."""
+
+    salts: tuple[int, int]
+    frames: int
+    commits: int
+    page_bytes: int
+
+    @classmethod
+    def read(cls, database: Path) -> _Log:
+        content = database.with_name(f"{database.name}-wal").read_bytes()
+        if len(content) < _HEADER.size:
+            return cls((0, 0), 0, 0, 0)
+        header = _HEADER.unpack_from(content)
+        page_bytes, salts = header[2], (header[4], header[5])
+        frames = commits = 0
+        for place in range(_HEADER.size, len(content) - _FRAME_BYTES - page_bytes + 1, _FRAME_BYTES + page_bytes):
+            _, size, first_salt, second_salt = _FRAME.unpack_from(content, place)
+            if (first_salt, second_salt) != salts:
+                break  # left over from before the log was begun anew
+            frames += 1
+            commits += size > 0
+        return cls(salts, frames, commits, page_bytes)
