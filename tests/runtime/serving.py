@@ -101,6 +101,12 @@ class Answering(InferenceServiceServicer):
     async def ChatCompletion(self, request: Any, context: Any) -> AsyncGenerator[messages.ChatCompletionResponse, None]:
         yield word("hello")
 
+    async def Completion(self, request: Any, context: Any) -> AsyncGenerator[messages.CompletionResponse, None]:
+        yield messages.CompletionResponse(text=messages.TextDelta(text="hello"))
+
+    async def Embed(self, request: Any, context: Any) -> messages.EmbedResponse:
+        return messages.EmbedResponse()
+
 
 def word(text: str) -> messages.ChatCompletionResponse:
     """Returns a piece of an answer."""

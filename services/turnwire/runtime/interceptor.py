@@ -160,6 +160,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                     # Not built yet: a coroutine that only raises.
                     await result
             except GeneratorExit:
+                call.cut()
                 raise
             except BaseException as raised:
                 error = call.typed(raised)
@@ -174,7 +175,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """One call: its identity, its time, its end."""
 
-    __slots__ = ("_begun", "_context", "_counted", "_interceptor", "_method", "_request_id", "_span")
+    __slots__ = ("_begun", "_context", "_counted", "_cut", "_interceptor", "_method", "_request_id", "_span")
 
     def __init__(self, interceptor: CallInterceptor, method: str, context: Any) -> None:
         self._interceptor = interceptor
@@ -182,6 +183,7 @@ class _Call:
         self._context = context
         self._begun = time.monotonic()
         self._counted = False
+        self._cut = False
         self._request_id = ""
         self._span: CallSpan | None = None
 
@@ -212,6 +214,10 @@ class _Call:
         self._span.set("turnwire.request_id", self._request_id)
         return self._span.traceparent
 
+    def cut(self) -> None:
+        """Notes that the call is over before its handler is."""
+        self._cut = True
+
     def typed(self, raised: BaseException) -> TurnwireError:
         """Returns the error that the caller gets. A cancellation from outside is let through."""
         if isinstance(raised, TurnwireError):
@@ -219,6 +225,7 @@ class _Call:
         if isinstance(raised, asyncio.CancelledError):
             task = asyncio.current_task()
             if task is not None and task.cancelling():
+                self.cut()
                 raise raised
             # Something inside was cancelled. Without a status the caller would wait for its deadline.
             return Cancelled(f"A part of {self._method} was cancelled: retry.")
@@ -251,11 +258,11 @@ class _Call:
             )
 
     def _code_without_error(self) -> str:
-        """Returns how a call ended that raised nothing: answered, or left by its caller."""
+        """Returns how a call ended that raised nothing: answered, left by its caller, or out of time."""
+        if not self._cut:
+            return "OK"
         left = self._context.time_remaining()
-        if left is not None and left <= 0:
-            return "DEADLINE_EXCEEDED"
-        return "CANCELLED" if self._context.cancelled() else "OK"
+        return "DEADLINE_EXCEEDED" if left is not None and left <= 0 else "CANCELLED"
 
 
 def _checked(request: Any) -> Any:

@@ -98,6 +98,7 @@ class ServiceServer:
         self.grpc = grpc.aio.server(interceptors=(interceptor,), options=options)
         self._health_server = grpc.aio.server(options=options)
         self._health = HealthServicer()
+        self._started = False
         add_HealthServicer_to_server(self._health, self._health_server)
         add_HealthServicer_to_server(self._health, self.grpc)
 
@@ -116,6 +117,7 @@ class ServiceServer:
 
     async def start(self, services: Iterable[str] = ()) -> None:
         """Begins to serve, and says so for the server and for each of `services`, given by full name."""
+        self._started = True
         for name in ("", *services):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         await self._health_server.start()
@@ -127,6 +129,10 @@ class ServiceServer:
 
     async def stop(self, grace_seconds: float | None) -> None:
         """Ends when the open calls have, at the latest after the grace."""
+        if not self._started:
+            # Stopping a server that never ran leaves its port bound; it has no handler that could answer.
+            await self._health_server.start()
+            await self.grpc.start()
         await self.grpc.stop(grace_seconds)
         await self._health_server.stop(None)
         if self.metrics is not None:

@@ -29,7 +29,8 @@ def configure_logs(settings: TelemetrySettings, service: str) -> None:
     ]
     console = settings.log_format == "console"
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # Its own way with exceptions shows local variables, and with them keys and what users wrote.
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         if console
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
