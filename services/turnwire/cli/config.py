@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import click
+
+_SECRET_WORDS = ("key", "secret", "password", "token", "authorization")
+_PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
 
 
 @click.group()
@@ -27,36 +32,36 @@ def schema() -> None:
 @config.command()
 @_file
 def check(file: Path | None) -> None:
-    """Check a settings file."""
+    """Check a settings file, the configurations of its providers included."""
+    from turnwire.cli.checks.state import wrong_providers
     from turnwire.runtime.settings import find_settings_file, load_settings
 
-    load_settings(file)
+    settings = load_settings(file)
     found = find_settings_file(file)
+    wrong = wrong_providers(settings)
+    if wrong:
+        raise click.ClickException(f"{found or 'the settings'}: {'; '.join(wrong)}")
     click.echo(f"{found} is good" if found is not None else "no file: the defaults hold")
 
 
 @config.command()
 @_file
 def show(file: Path | None) -> None:
-    """Print the settings in force, secrets left out."""
+    """Print the settings in force as JSON, secrets left out."""
     from turnwire.runtime.settings import load_settings
 
     values = json.loads(load_settings(file).model_dump_json())
-    _hide(values)
-    click.echo(json.dumps(values, indent=2))
+    click.echo(json.dumps(_hidden(values), indent=2))
 
 
-def _hide(value: object) -> None:
+def _hidden(value: Any, key: str = "") -> Any:
+    """Returns values with `***` in place of secrets: those named so, and the passwords within addresses."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            if (
-                item
-                and isinstance(item, str)
-                and any(word in str(key) for word in ("key", "secret", "password", "token"))
-            ):
-                value[key] = "***"
-            else:
-                _hide(item)
-    elif isinstance(value, list):
-        for item in value:
-            _hide(item)
+        return {name: _hidden(item, str(name)) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_hidden(item, key) for item in value]
+    if not isinstance(value, str) or not value:
+        return value
+    if any(word in key.lower() for word in _SECRET_WORDS):
+        return "***"
+    return _PASSWORD.sub(r"\1***@", value)

@@ -9,18 +9,19 @@ from pathlib import Path
 
 import click
 
-from turnwire.cli.options import resolved, settings_options
-from turnwire.cli.supervision import is_running, read_run_file
+from turnwire.cli.options import config_option, data_dir_option
+from turnwire.cli.run_file import is_running, read_run_file, resolved_here, run_file_of
 
 _SECONDS = 30.0
 
 
 @click.command()
-@settings_options
-def down(config_file: Path | None, data_dir: Path | None, port_offset: int | None) -> None:
-    """Stop the mesh that `up --detach` started, and wait for its end."""
-    settings = resolved(config_file, data_dir, port_offset)
-    run_file = settings.data_dir / "run" / "mesh.json"
+@data_dir_option
+@config_option
+def down(config_file: Path | None, data_dir: Path | None) -> None:
+    """Stop the mesh of this folder, or of a folder above, and wait for its end."""
+    settings = resolved_here(config_file, data_dir)
+    run_file = run_file_of(settings)
     mesh = read_run_file(run_file)
     if mesh is None or not is_running(mesh):
         run_file.unlink(missing_ok=True)

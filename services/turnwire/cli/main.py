@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from importlib import import_module
-from typing import Any
+from typing import NoReturn
 
 import click
 
@@ -13,11 +13,11 @@ COMMANDS = {
     "ask": ("turnwire.cli.ask:ask", "Ask an agent once and show the turn as it happens."),
     "chat": ("turnwire.cli.chat:chat", "Talk with an agent."),
     "up": ("turnwire.cli.up:up", "Start the mesh."),
-    "down": ("turnwire.cli.down:down", "Stop the mesh that `up --detach` started."),
+    "down": ("turnwire.cli.down:down", "Stop the mesh."),
     "status": ("turnwire.cli.status:status", "Show what is up."),
     "doctor": ("turnwire.cli.doctor:doctor", "Find out what is wrong, and what to do."),
     "agents": ("turnwire.cli.agents:agents", "List, show, make, change and delete agents."),
-    "sessions": ("turnwire.cli.sessions:sessions", "List, show, begin, fork and delete sessions."),
+    "sessions": ("turnwire.cli.sessions:sessions", "List, show, begin, fork, change and delete sessions."),
     "turns": ("turnwire.cli.turns:turns", "List, show, watch, answer, cancel and delete turns."),
     "models": ("turnwire.cli.models:models", "List, register and fetch models."),
     "providers": ("turnwire.cli.models:providers", "List the providers and their state."),
@@ -30,6 +30,8 @@ COMMANDS = {
     "sandbox-runner": ("turnwire.cli.serve:sandbox_runner", "Run the sandbox runner."),
 }
 """Name to (`module:command`, one line of help)."""
+
+INTERRUPTED = 130
 
 
 class _Lazy(click.Group):
@@ -54,35 +56,35 @@ class _Lazy(click.Group):
 @click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="turnwire")
 def cli() -> None:
-    """AI agents as a mesh of gRPC services."""
+    """AI agents as a mesh of gRPC services.
+
+    Commands find the mesh that `turnwire up` started in this folder or above it. Another one is named by
+    TURNWIRE_DATA_DIR (its data directory), or by TURNWIRE_AGENT_ADDRESS and TURNWIRE_INFERENCE_ADDRESS.
+    TURNWIRE_API_KEY is sent with every call, TURNWIRE_TLS_CA names the authority of a mesh with TLS.
+
+    Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 the turn waits for input, 70 a defect of Turnwire,
+    130 interrupted.
+    """
 
 
-def main() -> None:
-    """Runs the command; errors are told in words, `TURNWIRE_DEBUG=1` shows their trace."""
+def main() -> NoReturn:
+    """Runs the command and ends the process; errors are told in words, `TURNWIRE_DEBUG=1` shows their trace."""
     if os.environ.get("TURNWIRE_DEBUG"):
-        cli()
-        return
+        sys.exit(cli.main(prog_name="turnwire"))
     try:
-        cli()
+        code = cli.main(prog_name="turnwire", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(INTERRUPTED)
     except Exception as error:
-        told = _told(error)
-        if told is None:
-            raise
-        click.echo(f"Error: {told}", err=True)
-        sys.exit(1)
+        from turnwire.cli.failures import told  # what it needs takes longer to load than most commands
 
-
-def _told(error: Any) -> str | None:
-    """Returns an error in words, or None when it is a defect."""
-    from turnwire.errors import TurnwireError
-    from turnwire.runtime.settings import SettingsError
-    from turnwire.weights import WeightsError
-
-    if isinstance(error, TurnwireError):
-        return error.message
-    if isinstance(error, SettingsError | WeightsError):
-        return str(error)
-    return None
+        said, code = told(error)
+        click.echo(f"Error: {said}", err=True)
+        sys.exit(code)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":

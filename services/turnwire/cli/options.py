@@ -15,13 +15,16 @@ if TYPE_CHECKING:
     from turnwire.runtime.settings import Settings
 
 
+config_option = click.option("--config", "config_file", type=click.Path(path_type=Path), help="The settings file.")
+data_dir_option = click.option(
+    "--data-dir", type=click.Path(path_type=Path), help="Where state and logs lie. [.turnwire]"
+)
+_port_offset_option = click.option("--port-offset", type=click.IntRange(0, 15_000), help="Moves all ports by so much.")
+
+
 def settings_options(command: Any) -> Any:
     """Adds `--config`, `--data-dir` and `--port-offset`."""
-    for option in (
-        click.option("--port-offset", type=click.IntRange(0, 15_000), help="Moves all ports by so much."),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Where state and logs lie. [.turnwire]"),
-        click.option("--config", "config_file", type=click.Path(path_type=Path), help="The settings file."),
-    ):
+    for option in (_port_offset_option, data_dir_option, config_option):
         command = option(command)
     return command
 

@@ -3,54 +3,68 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import TYPE_CHECKING
 
 import click
 
-from turnwire.agent.v1 import event_pb2, step_pb2
-from turnwire.common.v1 import error_pb2, generation_pb2, message_pb2
+from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
+from turnwire.common.v1 import error_pb2, message_pb2
 
 if TYPE_CHECKING:
-    from turnwire.client import TurnStream
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+_LONGEST_NOTE = 500
+_LEAST_WRITING_SECONDS = 0.05
+"""A text that came within less says nothing about the pace of its model."""
 
 
 class TurnPrinter:
-    """Prints the events of a turn."""
+    """Prints the events of a turn.
+
+    In a terminal the answer is printed while it is written. What is piped gets it when it is final: text that was only
+    on the way to a tool call, or that a restart took back, is no part of it.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        """`quiet` prints the answer only."""
+        """`quiet` prints the answer and errors only."""
         self._quiet = quiet
-        self._begun = time.monotonic()
-        self._step_begun = self._begun
-        self._first: float | None = None
-        self._pieces = 0
+        self._live = sys.stdout.isatty()
+        self._step_begun: float | None = None
+        self._turn_begun = 0.0
+        self._steps = 0
+        self._written: dict[int, int] = {}
+        self._part = event_pb2.DELTA_PART_UNSPECIFIED
         self._midline = False
-        self._shown = 0
+        self._calls: dict[str, str] = {}
 
-    def show(self, event: event_pb2.StepEvent, stream: TurnStream) -> None:
+    def show(self, event: event_pb2.StepEvent) -> None:
         """Prints one event."""
         match event.WhichOneof("payload"):
+            case "turn_started":
+                self._turn_begun = _seconds(event.event_time)
+                self._note(f"{event.turn_id} in {event.turn_started.session_id}")
             case "step_started":
-                self._step_started(event.step_started)
+                self._step_started(event)
             case "step_delta":
-                self._delta(event, stream)
+                self._delta(event)
             case "step_completed":
-                self._step_completed(event, stream)
+                self._step_completed(event)
             case "step_restarted":
                 self._note(f"starting the step again: {event.step_restarted.cause.message}")
-                self._shown = 0
+                self._written.clear()
+                self._calls.clear()
             case "tool_call_completed":
                 result = event.tool_call_completed.result
                 said = result.failure.message if result.HasField("failure") else result.content
                 self._note(f"{result.name} → {said}")
             case "turn_awaiting_input":
                 for request in event.turn_awaiting_input.awaited_input.requests:
-                    self._note(f"waits for the result of {request.call.name} ({request.call.call_id})")
+                    self._note(f"waits for the result of {request.call.name}({request.call.arguments_json})")
+                    self._note(f"  turnwire turns submit {event.turn_id} {request.call.call_id} RESULT --watch")
             case "turn_recovered":
                 self._note("another process of the agent service goes on with the turn")
             case "turn_completed":
-                self._completed(event.turn_completed)
+                self._completed(event)
             case "turn_failed":
                 self._failed(event.turn_failed.failure)
             case "turn_cancelled":
@@ -58,45 +72,83 @@ class TurnPrinter:
             case _:
                 pass
 
-    def _step_started(self, started: event_pb2.StepStarted) -> None:
-        self._step_begun = time.monotonic()
-        self._first = None
-        self._pieces = self._shown = 0
+    def end(self, turn: turn_pb2.Turn) -> None:
+        """Ends the last line; says so when the events ended before the turn did."""
+        self._line()
+        if turn.status == turn_pb2.TURN_STATUS_RUNNING:
+            self._note("the turn goes on; `turnwire turns watch` shows it")
+
+    def _step_started(self, event: event_pb2.StepEvent) -> None:
+        self._step_begun = _seconds(event.event_time)
+        self._written.clear()
+        self._steps += 1
+        self._calls.clear()
+        started = event.step_started
         if started.type == step_pb2.STEP_TYPE_INFERENCE:
             self._note(f"{started.inference.provider_id}/{started.inference.model_id}")
 
-    def _delta(self, event: event_pb2.StepEvent, stream: TurnStream) -> None:
-        if self._first is None:
-            self._first = time.monotonic() - self._step_begun
-        self._pieces += event.sequence - event.first_sequence + 1
-        if event.step_delta.part != event_pb2.DELTA_PART_ANSWER:
-            return
-        # A resumed stream may repeat a text from its start: only what is new is printed.
-        text = stream.text
-        click.echo(text[self._shown :], nl=False)
-        self._midline = not text.endswith("\n")
-        self._shown = len(text)
+    def _delta(self, event: event_pb2.StepEvent) -> None:
+        delta = event.step_delta
+        match delta.part:
+            case event_pb2.DELTA_PART_ARGUMENTS:
+                self._calls[delta.call_id] = self._calls.get(delta.call_id, "") + delta.text
+            case event_pb2.DELTA_PART_ANSWER if self._live:
+                self._text(delta, err=False)
+            case event_pb2.DELTA_PART_REASONING if not self._quiet:
+                self._text(delta, err=True)
+            case _:
+                pass
 
-    def _step_completed(self, event: event_pb2.StepEvent, stream: TurnStream) -> None:
+    def _text(self, delta: event_pb2.StepDelta, *, err: bool) -> None:
+        if delta.part != self._part:
+            self._line()
+            self._part = delta.part
+        # A resumed stream may repeat a text from its start: only what is new is printed.
+        raw = delta.text.encode()
+        written = self._written.get(delta.part, 0)
+        fresh = raw[max(0, written - delta.offset) :]
+        self._written[delta.part] = max(written, delta.offset + len(raw))
+        if fresh:
+            text = fresh.decode()
+            click.secho(text, nl=False, err=err, dim=err or None)
+            self._midline = not text.endswith("\n")
+
+    def _step_completed(self, event: event_pb2.StepEvent) -> None:
         if event.step_completed.WhichOneof("result") != "inference":
             return
-        step = stream.fold.step(event.step_id)
-        for call in step.inference.tool_calls if step is not None else ():
+        result = event.step_completed.inference
+        for call in result.tool_calls:
             status = message_pb2.ToolCallParseStatus.Name(call.parse_status).removeprefix("TOOL_CALL_PARSE_STATUS_")
-            self._note(f"calls {call.name}({call.arguments_json})  {status.lower()}")
-        usage = event.step_completed.inference.usage
-        seconds = time.monotonic() - self._step_begun
-        writing = seconds - (self._first or 0.0)
-        # A turn that is shown again comes at once: its pace says nothing.
-        pace = f", {usage.completion_tokens / writing:.0f} tokens/s" if writing > 0.2 else ""
-        first = f", first token after {self._first:.2f} s" if self._first is not None else ""
-        self._note(
-            f"{usage.prompt_tokens} tokens read, {usage.completion_tokens} written in {seconds:.1f} s"
-            f"{first}{pace}{_estimate(usage)}"
-        )
+            told = "" if call.parse_status == message_pb2.TOOL_CALL_PARSE_STATUS_SUCCEEDED else f"  {status.lower()}"
+            arguments = call.arguments_json or self._calls.get(call.call_id, "")
+            self._note(f"calls {call.name}({arguments}){told}")
+        self._note(self._figures(result, _seconds(event.event_time)))
 
-    def _completed(self, completed: event_pb2.TurnCompleted) -> None:
+    def _figures(self, result: event_pb2.InferenceResult, ended: float) -> str:
+        usage = result.usage
+        estimated = " (estimated)" if usage.estimated else ""
+        told = f"{usage.prompt_tokens} tokens read, {usage.completion_tokens} written{estimated}"
+        if self._step_begun is None:
+            return told  # its start was not seen
+        taken = ended - self._step_begun
+        told += f" in {taken:.1f} s"
+        first = 0.0
+        if result.HasField("time_to_first_token"):
+            first = result.time_to_first_token.ToMilliseconds() / 1000
+            told += f", first token after {first:.2f} s"
+        writing = taken - first
+        return f"{told}, {usage.completion_tokens / writing:.0f} tokens/s" if writing > _LEAST_WRITING_SECONDS else told
+
+    def _completed(self, event: event_pb2.StepEvent) -> None:
         self._line()
+        completed = event.turn_completed
+        if not self._live:
+            text = "".join(part.text for part in completed.output.parts)
+            click.echo(text, nl=not text.endswith("\n"))
+        elif not completed.output_step_id:
+            click.echo("".join(part.text for part in completed.output.parts))  # a refusal: no step has written it
+        if self._steps > 1:
+            self._note(f"{self._steps} steps, {_seconds(event.event_time) - self._turn_begun:.1f} s in all")
         match completed.output.stop_reason:
             case message_pb2.STOP_REASON_OUT_OF_TOKENS:
                 self._note("the answer is cut: the limit of tokens was reached")
@@ -112,14 +164,16 @@ class TurnPrinter:
     def _note(self, text: str) -> None:
         self._line()
         if not self._quiet:
-            click.secho(f"  {text}", err=True, dim=True)
+            line = text if len(text) <= _LONGEST_NOTE else f"{text[: _LONGEST_NOTE - 1]}…"
+            click.secho(f"  {line}", err=True, dim=True)
 
     def _line(self) -> None:
         if self._midline:
-            click.echo()
+            click.echo(err=self._part == event_pb2.DELTA_PART_REASONING)
             self._midline = False
+        self._part = event_pb2.DELTA_PART_UNSPECIFIED
         sys.stdout.flush()
 
 
-def _estimate(usage: generation_pb2.Usage) -> str:
-    return " (estimated)" if usage.estimated else ""
+def _seconds(timestamp: Timestamp) -> float:
+    return timestamp.seconds + timestamp.nanos / 1e9

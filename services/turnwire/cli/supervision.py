@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from turnwire.cli.checks.machine import refusal
+from turnwire.cli.processes import process_start
+from turnwire.cli.run_file import run_file_of, running_mesh_of, write_run_file
 from turnwire.cli.serve import SUPERVISOR
 from turnwire.cli.services import SERVICES
+from turnwire.runtime.hosting import MESH_SECRET
 from turnwire.runtime.settings.models import HEALTH_OFFSET, METRICS_OFFSET
 
 if TYPE_CHECKING:
@@ -56,18 +58,19 @@ class Mesh:
     @property
     def run_file(self) -> Path:
         """Where the mesh says how to reach it."""
-        return self.settings.data_dir / "run" / "mesh.json"
+        return run_file_of(self.settings)
 
     def start(self) -> None:
-        """Starts all services and returns when each is healthy.
+        """Starts all services and returns when each is healthy. SIGTERM and SIGINT end the mesh from here on.
 
         Raises:
-            MeshFailed: a port is taken, a mesh runs already, or a service ended.
+            MeshFailed: a port is taken, a mesh runs already, a service ended, or a signal came.
         """
+        signal.signal(signal.SIGTERM, self._end)
+        signal.signal(signal.SIGINT, self._end)
         self._check_alone()
         self._check_ports()
-        for folder in ("run", "logs"):
-            (self.settings.data_dir / folder).mkdir(parents=True, exist_ok=True)
+        (self.settings.data_dir / "logs").mkdir(parents=True, exist_ok=True)
         for name in self._names():
             self.children.append(self._spawn(name))
         self._wait_ready()
@@ -75,15 +78,13 @@ class Mesh:
 
     def watch(self) -> None:
         """Keeps the services running until SIGTERM or SIGINT."""
-        signal.signal(signal.SIGTERM, self._end)
-        signal.signal(signal.SIGINT, self._end)
         while not self._ending:
             for child in self.children:
                 self._look_after(child)
             time.sleep(0.2)
 
     def stop(self) -> None:
-        """Ends all services and waits for them."""
+        """Ends all services and waits for them; a further signal ends them at once."""
         for child in self.children:
             if child.process.poll() is None:
                 child.process.terminate()
@@ -104,7 +105,9 @@ class Mesh:
         command = [sys.executable, "-m", "turnwire.cli.all_in_one" if name == "all" else "turnwire.cli.main"]
         command += [] if name == "all" else [name.replace("_", "-")]
         environment = os.environ | {SUPERVISOR: str(os.getpid())}
-        environment.setdefault("TURNWIRE_MESH_SECRET", self._secret)
+        # The variable goes before the settings: a secret that is configured must not be hidden by a made one.
+        if self.settings.access.mesh_secret is None:
+            environment.setdefault(MESH_SECRET, self._secret)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [*command, *self.arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
@@ -137,7 +140,10 @@ class Mesh:
                 if child.process.poll() is not None:
                     self.stop()
                     raise MeshFailed(f"{child.name} ended at its start:\n{self._tail(child)}")
-            waiting = [name for name in waiting if not _healthy(self.settings.port(name) + HEALTH_OFFSET)]
+            if self._ending:
+                self.stop()
+                raise MeshFailed("stopped before the mesh was up")
+            waiting = [name for name in waiting if not _healthy(self._health_address(name))]
             if waiting and time.monotonic() > deadline:
                 self.stop()
                 raise MeshFailed(f"{', '.join(waiting)} did not become healthy; logs: {self.settings.data_dir}/logs")
@@ -145,8 +151,8 @@ class Mesh:
                 time.sleep(0.05)
 
     def _check_alone(self) -> None:
-        running = read_run_file(self.run_file)
-        if running is not None and is_running(running):
+        running = running_mesh_of(self.settings)
+        if running is not None:
             raise MeshFailed(
                 f"a mesh runs already (process {running['pid']}, data in {self.settings.data_dir}): `turnwire down`"
                 " stops it; `--data-dir` and `--port-offset` start a second one."
@@ -156,15 +162,16 @@ class Mesh:
         for name in SERVICES:
             for offset in (0, HEALTH_OFFSET, METRICS_OFFSET):
                 port = self.settings.port(name) + offset
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    try:
-                        probe.bind((self.settings.listen.host, port))
-                    except OSError as error:
-                        raise MeshFailed(
-                            f"port {port} of {name} is taken{_holder(port)} ({error.strerror}): stop what uses it, or"
-                            " move all ports with `--port-offset 1000`."
-                        ) from None
+                why = refusal(self.settings.listen.host, port)
+                if why:
+                    raise MeshFailed(
+                        f"port {port} of {name} {why}: stop what uses it, or move all ports with `--port-offset 1000`."
+                    )
+
+    def _health_address(self, name: str) -> str:
+        host = self.settings.listen.host
+        local = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 - compared only
+        return f"{local}:{self.settings.port(name) + HEALTH_OFFSET}"
 
     def _write_run_file(self) -> None:
         content = {
@@ -173,10 +180,9 @@ class Mesh:
             "addresses": {name: self.settings.address(name) for name in SERVICES},
             "children": {child.name: child.process.pid for child in self.children},
             "data_dir": str(self.settings.data_dir.resolve()),
+            "tls": {name: str(path.resolve()) for name, path in self.settings.tls if path is not None},
         }
-        fresh = self.run_file.with_suffix(".new")
-        fresh.write_text(json.dumps(content, indent=2), encoding="utf-8")
-        fresh.replace(self.run_file)
+        write_run_file(self.run_file, content)
 
     def _log(self, child: _Child) -> Path:
         return self.settings.data_dir / "logs" / f"{child.name}.log"
@@ -185,57 +191,20 @@ class Mesh:
         return "\n".join(self._log(child).read_text(errors="replace").splitlines()[-5:])
 
     def _end(self, *_: object) -> None:
+        if self._ending:
+            for child in self.children:
+                child.process.kill()
         self._ending = True
 
 
-def read_run_file(path: Path) -> dict[str, Any] | None:
-    """Returns what a mesh wrote of itself, or None."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "pid" in found else None
-
-
-def is_running(mesh: dict[str, Any]) -> bool:
-    """True when the process that wrote a run file still lives; another one may have its number by now."""
-    return process_start(int(mesh["pid"])) == mesh.get("started") is not None
-
-
-def process_start(pid: int) -> str | None:
-    """Returns when a process started, in the kernel's ticks; None when there is none."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            fields = file.read().rpartition(")")[2].split()
-    except OSError:
-        return None
-    # A zombie has ended.
-    return None if fields[0] == "Z" else fields[19]
-
-
-def _healthy(port: int) -> bool:
+def _healthy(address: str) -> bool:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+    with grpc.insecure_channel(address) as channel:
         try:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=0.5)
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
-def _holder(port: int) -> str:
-    """Names the process that listens on a port, as far as one may know."""
-    try:
-        import psutil
-    except ImportError:
-        return ""
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.laddr and connection.laddr.port == port and connection.pid:
-                return f" by process {connection.pid} ({psutil.Process(connection.pid).name()})"
-    except psutil.Error:
-        return ""
-    return ""

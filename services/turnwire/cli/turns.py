@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
 from turnwire.cli.options import asynchronous, json_option
-from turnwire.cli.printing import print_message, print_table, when
+from turnwire.cli.printing import all_pages, enum_word, print_document, print_message, print_table, shortened, when
+
+if TYPE_CHECKING:
+    from turnwire.agent.v1 import step_pb2
 
 
 @click.group()
@@ -22,10 +26,10 @@ def turns() -> None:
 async def list_turns(session_id: str, as_json: bool) -> None:
     """List the turns, in order of acceptance."""
     from turnwire.agent.v1 import turn_pb2
-    from turnwire.client import Client
+    from turnwire.cli.connecting import connected
 
-    async with Client.connect() as client:
-        response = await client.list_turns(session_id=session_id, page_size=200)
+    async with connected() as client:
+        response = await all_pages(client.list_turns, "turns", session_id=session_id)
     if as_json:
         print_message(response)
         return
@@ -33,9 +37,9 @@ async def list_turns(session_id: str, as_json: bool) -> None:
         (
             turn.turn_id,
             turn.ordinal,
-            turn_pb2.TurnStatus.Name(turn.status).removeprefix("TURN_STATUS_").lower(),
+            enum_word(turn_pb2.TurnStatus.Name(turn.status), "TURN_STATUS_"),
             when(turn.create_time),
-            _short("".join(part.text for message in turn.input for part in message.parts)),
+            shortened("".join(part.text for message in turn.input for part in message.parts)),
         )
         for turn in response.turns
     ]
@@ -48,26 +52,69 @@ async def list_turns(session_id: str, as_json: bool) -> None:
 @asynchronous
 async def get_turn(turn_id: str, as_json: bool) -> None:
     """Show a turn with its steps."""
-    from turnwire.client import Client
+    from turnwire.cli.connecting import connected
 
-    async with Client.connect() as client:
-        print_message(await client.get_turn(turn_id))
+    async with connected() as client:
+        print_document(await client.get_turn(turn_id), as_json=as_json)
+
+
+@turns.command("steps")
+@click.argument("turn_id")
+@click.argument("step_id", required=False)
+@json_option
+@asynchronous
+async def steps(turn_id: str, step_id: str | None, as_json: bool) -> None:
+    """List the steps of a turn, or show one."""
+    from turnwire.cli.connecting import connected
+
+    async with connected() as client:
+        if step_id is not None:
+            print_document(await client.get_step(turn_id, step_id), as_json=as_json)
+            return
+        response = await all_pages(client.list_steps, "steps", turn_id=turn_id)
+    if as_json:
+        print_message(response)
+        return
+    print_table(("STEP", "TYPE", "STATUS", "SECONDS", "TOKENS", ""), [_row(step) for step in response.steps])
+
+
+def _row(step: step_pb2.Step) -> tuple[object, ...]:
+    from turnwire.agent.v1 import step_pb2 as messages
+
+    seconds = "-"
+    if step.HasField("end_time"):
+        taken = step.end_time.ToNanoseconds() - step.start_time.ToNanoseconds()
+        seconds = f"{taken / 1e9:.2f}"
+    told = step.failure.message
+    tokens = "-"
+    if step.HasField("inference"):
+        usage = step.inference.usage
+        tokens = f"{usage.prompt_tokens} + {usage.completion_tokens}"
+        told = told or f"{step.inference.provider_id}/{step.inference.model_id}: {step.inference.text}"
+    return (
+        step.step_id,
+        enum_word(messages.StepType.Name(step.type), "STEP_TYPE_"),
+        enum_word(messages.StepStatus.Name(step.status), "STEP_STATUS_"),
+        seconds,
+        tokens,
+        shortened(told),
+    )
 
 
 @turns.command("watch")
 @click.argument("turn_id")
-@click.option("--after", type=int, default=0, help="Only events after this number.")
+@click.option("--after", type=click.IntRange(0), default=0, help="Only events after this number.")
 @click.option("--follow", is_flag=True, help="Stay while it waits for input.")
 @json_option
 @asynchronous
 async def watch_turn(turn_id: str, after: int, follow: bool, as_json: bool) -> None:
-    """Show the events of a turn, live or past."""
+    """Show the events of a turn, live or past. Ctrl-C ends the watching, not the turn."""
     from google.protobuf import json_format
 
+    from turnwire.cli.connecting import connected
     from turnwire.cli.showing import TurnPrinter
-    from turnwire.client import Client
 
-    async with Client.connect() as client:
+    async with connected() as client:
         stream = client.watch_turn(turn_id, after_sequence=after, follow_pauses=follow)
         printer = TurnPrinter()
         async with stream:
@@ -75,31 +122,60 @@ async def watch_turn(turn_id: str, after: int, follow: bool, as_json: bool) -> N
                 if as_json:
                     click.echo(json_format.MessageToJson(event, preserving_proto_field_name=True, indent=None))
                 else:
-                    printer.show(event, stream)
+                    printer.show(event)
+    if not as_json:
+        printer.end(stream.turn)
 
 
 @turns.command("submit")
 @click.argument("turn_id")
 @click.argument("call_id")
 @click.argument("content")
-@click.option("--watch", is_flag=True, help="Show how the turn goes on.")
+@click.option("--watch", is_flag=True, help="Show how the turn goes on; Ctrl-C then cancels it.")
 @json_option
 @asynchronous
 async def submit(turn_id: str, call_id: str, content: str, watch: bool, as_json: bool) -> None:
-    """Give a waiting turn the result of a call."""
-    from turnwire.cli.running import run
-    from turnwire.client import Client
+    """Give a waiting turn the result of a call.
+
+    Exit codes: 0 taken (with --watch: answered), 1 failed or refused, 3 waits for more, 130 interrupted.
+    """
+    from turnwire.cli.connecting import connected
+    from turnwire.cli.running import EXIT_INTERRUPTED, Left, run
     from turnwire.common.v1 import message_pb2
 
-    async with Client.connect() as client:
+    async with connected() as client:
         result = message_pb2.ToolResult(call_id=call_id, content=content)
         response = await client.submit_turn_input(turn_id, [result])
         if watch:
-            sys.exit(await run(client, client.watch_turn(turn_id), as_json=as_json, quiet=False))
+            try:
+                sys.exit(await run(client, client.watch_turn(turn_id), as_json=as_json, quiet=False))
+            except Left:
+                sys.exit(EXIT_INTERRUPTED)
     if as_json:
         print_message(response)
     else:
         click.echo(f"taken; {len(response.remaining)} calls are still open")
+
+
+@turns.command("update")
+@click.argument("turn_id")
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label; they take the place of all others."
+)
+@json_option
+@asynchronous
+async def update(turn_id: str, labels: tuple[str, ...], as_json: bool) -> None:
+    """Give a turn other labels; without any it has none."""
+    from turnwire.cli.connecting import connected
+
+    metadata: dict[str, str] = {}
+    for label in labels:
+        key, equals, value = label.partition("=")
+        if not equals:
+            raise click.UsageError(f"{label!r} is no label: write KEY=VALUE")
+        metadata[key] = value
+    async with connected() as client:
+        print_document(await client.update_turn(turn_id, metadata), as_json=as_json)
 
 
 @turns.command("cancel")
@@ -110,27 +186,26 @@ async def submit(turn_id: str, call_id: str, content: str, watch: bool, as_json:
 async def cancel(turn_id: str, reason: str, as_json: bool) -> None:
     """Cancel a turn."""
     from turnwire.agent.v1 import turn_pb2
-    from turnwire.client import Client
+    from turnwire.cli.connecting import connected
 
-    async with Client.connect() as client:
+    async with connected() as client:
         response = await client.cancel_turn(turn_id, reason=reason)
     if as_json:
         print_message(response)
     else:
-        click.echo(turn_pb2.TurnStatus.Name(response.status).removeprefix("TURN_STATUS_").lower())
+        click.echo(enum_word(turn_pb2.TurnStatus.Name(response.status), "TURN_STATUS_"))
 
 
 @turns.command("delete")
 @click.argument("turn_id")
+@json_option
 @asynchronous
-async def delete(turn_id: str) -> None:
+async def delete(turn_id: str, as_json: bool) -> None:
     """Delete a turn that has ended."""
-    from turnwire.client import Client
+    from turnwire.agent.v1 import agent_service_pb2
+    from turnwire.cli.connecting import connected
 
-    async with Client.connect() as client:
+    async with connected() as client:
         await client.delete_turn(turn_id)
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 50 else line[:49] + "…"
+    if as_json:
+        print_message(agent_service_pb2.DeleteTurnResponse())

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import click
 
 from turnwire.cli.options import resolved, settings_options
-from turnwire.cli.supervision import READY_SECONDS, Mesh, MeshFailed, is_running, read_run_file
+from turnwire.cli.run_file import read_run_file, run_file_of, running_mesh_of
+from turnwire.cli.supervision import READY_SECONDS, Mesh, MeshFailed
 
 if TYPE_CHECKING:
     from turnwire.runtime.settings import Settings
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 def up(
     detach: bool, all_in_one: bool, config_file: Path | None, data_dir: Path | None, port_offset: int | None
 ) -> None:
-    """Start the mesh: each service a process on this machine."""
+    """Start the mesh: each service a process on this machine.
+
+    Ctrl-C, or `turnwire down`, stops it; what it keeps stays in the data directory.
+
+    Exit codes: 0 it ran (with --detach: it is up), 1 it could not start, 2 wrong usage.
+    """
     settings = resolved(config_file, data_dir, port_offset)
     arguments = _arguments(config_file, data_dir, port_offset)
     if detach:
@@ -59,9 +65,8 @@ def _arguments(config_file: Path | None, data_dir: Path | None, port_offset: int
 def _detached(settings: Settings, arguments: list[str]) -> None:
     """Starts `turnwire up` in a session of its own and waits until it is up."""
     begun = time.monotonic()
-    run_file = settings.data_dir / "run" / "mesh.json"
-    running = read_run_file(run_file)
-    if running is not None and is_running(running):
+    running = running_mesh_of(settings)
+    if running is not None:
         raise click.ClickException(f"a mesh runs already (process {running['pid']}): `turnwire down` stops it.")
     logs = settings.data_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -75,18 +80,26 @@ def _detached(settings: Settings, arguments: list[str]) -> None:
             start_new_session=True,
             env=os.environ,
         )
-    deadline = begun + READY_SECONDS + 5
-    while True:
-        running = read_run_file(run_file)
-        if running is not None and running["pid"] == process.pid:
-            break
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.terminate()
-            text = log.read_text(errors="replace").strip().removeprefix("Error: ")
-            raise click.ClickException(text or f"the mesh did not start; logs: {logs}")
-        time.sleep(0.05)
+    try:
+        _wait(settings, process, log)
+    except BaseException:
+        process.terminate()
+        raise
     _greet(settings, time.monotonic() - begun)
     click.echo(f"logs in {logs}; `turnwire down` stops it")
+
+
+def _wait(settings: Settings, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Returns when the mesh of `process` is up."""
+    deadline = time.monotonic() + READY_SECONDS + 5
+    while True:
+        running = read_run_file(run_file_of(settings))
+        if running is not None and running["pid"] == process.pid:
+            return
+        if process.poll() is not None or time.monotonic() > deadline:
+            text = log.read_text(errors="replace").strip().removeprefix("Error: ")
+            raise click.ClickException(text or f"the mesh did not start; logs: {log.parent}")
+        time.sleep(0.05)
 
 
 def _greet(settings: Settings, seconds: float) -> None:
@@ -95,10 +108,29 @@ def _greet(settings: Settings, seconds: float) -> None:
     click.echo(f"The mesh is up ({seconds:.1f} s).")
     for name in SERVICES:
         click.echo(f"  {name.replace('_', ' '):<16} {settings.address(name)}")
-    offset = settings.listen.port_offset
-    prefix = "./dev turnwire" if Path("dev").is_file() else "turnwire"
-    variable = f"TURNWIRE_AGENT_ADDRESS={settings.address('agent')} " if offset else ""
+    command = f"{_variable(settings)}{'./dev turnwire' if Path('dev').is_file() else 'turnwire'}"
     click.echo("Try:")
-    click.echo(f'  {variable}{prefix} ask "What is gRPC?"')
-    click.echo(f"  {variable}{prefix} chat")
-    click.echo(f"  {prefix} status")
+    click.echo(f'  {command} ask "What is gRPC?"')
+    click.echo(f"  {command} chat")
+    click.echo(f"  {command} status")
+    _warn(settings)
+
+
+def _variable(settings: Settings) -> str:
+    """Returns what a command needs before it to find the mesh: nothing, where it is found by its folder."""
+    from turnwire.client import find_mesh
+
+    found = find_mesh()
+    data_dir = str(settings.data_dir.resolve())
+    return "" if found is not None and found.get("data_dir") == data_dir else f"TURNWIRE_DATA_DIR={data_dir} "
+
+
+def _warn(settings: Settings) -> None:
+    """Says so when the configured models cannot be loaded: the mesh is up, and would not answer."""
+    from turnwire.cli.checks import engine
+
+    for check in (engine.library, engine.weights):
+        finding = check(settings)
+        if finding.state == "problem":
+            click.echo(f"But {finding.said}.\n  → {finding.todo} (the mesh can stay up)", err=True)
+            return
