@@ -151,6 +151,7 @@ class TurnFold:
         turn.config_digest = payload.config_digest
         turn.metadata.update(payload.metadata)
         turn.trace_id = payload.trace_id
+        turn.session_bank_id = payload.session_bank_id
         if not turn.HasField("create_time"):
             turn.create_time.CopyFrom(event.event_time)
 
@@ -305,16 +306,27 @@ class TurnFold:
                 self._complete_inference(step, payload.inference)
             case "shield_call":
                 step.shield_call.verdicts.extend(payload.shield_call.verdicts)
+                if payload.shield_call.released:
+                    del self._turn.input[:]
+                    self._turn.input.extend(payload.shield_call.released)
             case "memory_retrieval":
-                step.memory_retrieval.query = payload.memory_retrieval.query
-                step.memory_retrieval.chunks.extend(payload.memory_retrieval.chunks)
-                step.memory_retrieval.inserted_document_ids.extend(payload.memory_retrieval.inserted_document_ids)
+                self._complete_retrieval(step.memory_retrieval, payload.memory_retrieval)
             case "compaction":
                 step.compaction.summary = payload.compaction.summary
                 step.compaction.usage.CopyFrom(payload.compaction.usage)
                 add_usage(self._turn.usage, payload.compaction.usage)
             case "tool_execution" | "sub_agent" | None:
                 pass
+
+    def _complete_retrieval(
+        self, retrieval: step_pb2.MemoryRetrievalStep, result: event_pb2.MemoryRetrievalResult
+    ) -> None:
+        retrieval.query = result.query
+        retrieval.chunks.extend(result.chunks)
+        retrieval.inserted_document_ids.extend(result.inserted_document_ids)
+        for document_id, failure in result.refused_documents.items():
+            retrieval.refused_documents[document_id].CopyFrom(failure)
+        add_usage(self._turn.usage, result.usage)
 
     def _complete_inference(self, step: step_pb2.Step, result: event_pb2.InferenceResult) -> None:
         inference = step.inference

@@ -15,8 +15,9 @@ from turnwire.ids import new_id
 from turnwire.runtime.paging import decode_position, encode_position, page_size
 
 if TYPE_CHECKING:
-    from turnwire.agent.live.models import Models
+    from turnwire.agent.live.named import Named
     from turnwire.agent.sessions import Sessions
+    from turnwire.runtime.settings import AssistantSettings
     from turnwire.runtime.storage import Store, Transaction
 
 _FIELDS = ("name", "description", "metadata", "config")
@@ -25,16 +26,16 @@ _FIELDS = ("name", "description", "metadata", "config")
 class Agents:
     """Keeps the agents of all tenants."""
 
-    def __init__(self, store: Store, models: Models, assistant_model: str) -> None:
-        """`assistant_model` is the model of the ready-made agent; empty: the first that is served."""
+    def __init__(self, store: Store, named: Named, ready_made: AssistantSettings) -> None:
+        """`ready_made` is what the agent `assistant` has; without a model it takes the first that is served."""
         self._store = store
-        self._models = models
-        self._assistant_model = assistant_model
+        self._named = named
+        self._settings = ready_made
 
     async def create(self, tenant: str, request: agent_service_pb2.CreateAgentRequest) -> agent_pb2.Agent:
         """Makes an agent, after its configuration and its model were checked."""
         check_config(request.config)
-        await self._models.chat_model(request.config.model)
+        await self._named.check(request.config)
         now = clock.now()
         agent = agent_pb2.Agent(
             agent_id=new_id("agent"),
@@ -121,7 +122,7 @@ class Agents:
         changed = _changed(current, request)
         check_config(changed.config, "agent.config")
         if changed.config != current.config:
-            await self._models.chat_model(changed.config.model, "agent.config.model")
+            await self._named.check(changed.config, "agent.config")
 
         async def unit(tx: Transaction) -> agent_pb2.Agent:
             stored = await agents.get(tx, tenant, current.agent_id)
@@ -174,13 +175,13 @@ class Agents:
 
     async def _ready_made(self, *, tolerant: bool = False) -> agent_pb2.Agent:
         """The assistant; `tolerant` shows it without a model while the inference service is away."""
-        if self._assistant_model:
-            return assistant(self._assistant_model)
+        if self._settings.model:
+            return assistant(self._settings, self._settings.model)
         try:
-            return assistant(await self._models.default())
+            return assistant(self._settings, await self._named.default_model())
         except TurnwireError:
             if tolerant:
-                return assistant("")
+                return assistant(self._settings, "")
             raise
 
 

@@ -11,17 +11,25 @@ from turnwire.agent.access import AccessServicer
 from turnwire.agent.agents import Agents
 from turnwire.agent.live.acceptance import Acceptance
 from turnwire.agent.live.control import TurnControl
-from turnwire.agent.live.models import Models
+from turnwire.agent.live.named import Named
 from turnwire.agent.live.registry import LiveTurns
 from turnwire.agent.live.upkeep import Upkeep
 from turnwire.agent.service import AgentServicer, Nouns
 from turnwire.agent.sessions import Sessions
 from turnwire.agent.store.schema import SCHEMA
 from turnwire.agent.turn.history import History
+from turnwire.agent.turn.workers import Stubs
 from turnwire.agent.turns import Turns
 from turnwire.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
 from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from turnwire.inference.v1.model_service_pb2_grpc import ModelServiceStub
+from turnwire.memory.v1.memory_bank_service_pb2_grpc import MemoryBankServiceStub
+from turnwire.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
+from turnwire.safety.v1.safety_service_pb2_grpc import SafetyServiceStub
+from turnwire.safety.v1.shield_service_pb2_grpc import ShieldServiceStub
+from turnwire.tool_executor.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from turnwire.tool_executor.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceStub
+from turnwire.tool_executor.v1.tool_service_pb2_grpc import ToolServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -38,24 +46,30 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
     settings = context.settings.agent
     store = await context.open_store(SCHEMA)
     history = History(store)
-    models = Models(ModelServiceStub(directory.channel("inference")))
-    live = LiveTurns(
-        store,
-        InferenceServiceStub(directory.token_channel("inference")),
-        history,
-        settings,
-        context.instance_id,
+    named = Named(
+        models=ModelServiceStub(directory.channel("inference")),
+        shields=ShieldServiceStub(directory.channel("safety")),
+        banks=MemoryBankServiceStub(directory.channel("memory")),
+        tools=ToolServiceStub(directory.channel("tool_executor")),
     )
-    agents = Agents(store, models, settings.assistant_model)
+    stubs = Stubs(
+        inference=InferenceServiceStub(directory.token_channel("inference")),
+        safety=SafetyServiceStub(directory.channel("safety")),
+        memory=MemoryServiceStub(directory.channel("memory")),
+        banks=named.banks,
+        tool_executor=ToolExecutorServiceStub(directory.token_channel("tool_executor")),
+    )
+    live = LiveTurns(store, stubs, history, settings, context.instance_id)
+    agents = Agents(store, named, settings.assistant)
     control = TurnControl(store, live)
-    sessions = Sessions(store, agents, control, history)
+    sessions = Sessions(store, agents, control, history, named)
     upkeep = Upkeep(store, live, sessions, settings)
     nouns = Nouns(
         agents=agents,
         sessions=sessions,
         turns=Turns(store, live, history),
         live=live,
-        acceptance=Acceptance(store, agents, models, live),
+        acceptance=Acceptance(store, agents, named, live, ArtifactServiceStub(directory.channel("tool_executor"))),
         control=control,
         heartbeat_seconds=settings.heartbeat_seconds,
     )

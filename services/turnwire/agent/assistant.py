@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from turnwire.agent.v1 import agent_pb2
 
+if TYPE_CHECKING:
+    from turnwire.runtime.settings import AssistantSettings
+
 AGENT_ID = "assistant"
 
-# Short on purpose: a small model on two cores reads some hundred tokens a second.
-_INSTRUCTIONS = "You are a helpful assistant. Answer briefly and plainly."
 
-
-def assistant(model: str) -> agent_pb2.Agent:
+def assistant(settings: AssistantSettings, model: str) -> agent_pb2.Agent:
     """Returns the agent with a model: the configured one, or the first that is served."""
-    config = agent_pb2.AgentConfig(model=model, instructions=_INSTRUCTIONS)
+    config = agent_pb2.AgentConfig(
+        model=model,
+        instructions=settings.instructions,
+        input_shields=settings.input_shields,
+        output_shields=settings.output_shields,
+        tools=[agent_pb2.AgentTool(registered=agent_pb2.RegisteredTool(tool_id=tool)) for tool in settings.tools],
+    )
+    if settings.banks:
+        config.retrieval.CopyFrom(
+            agent_pb2.RetrievalConfig(
+                bank_ids=settings.banks,
+                max_chunks=settings.max_chunks,
+                max_tokens_in_context=settings.max_tokens_in_context,
+                min_score=settings.min_score,
+            )
+        )
     body = config.SerializeToString(deterministic=True)
     return agent_pb2.Agent(
         agent_id=AGENT_ID,

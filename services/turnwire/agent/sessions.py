@@ -15,6 +15,7 @@ from turnwire.runtime.paging import decode_position, encode_position, page_size
 if TYPE_CHECKING:
     from turnwire.agent.agents import Agents
     from turnwire.agent.live.control import TurnControl
+    from turnwire.agent.live.named import Named
     from turnwire.agent.turn.history import History
     from turnwire.runtime.storage import Store, Transaction
 
@@ -24,12 +25,13 @@ _FIELDS = ("title", "metadata", "agent_version")
 class Sessions:
     """Keeps the sessions of all tenants."""
 
-    def __init__(self, store: Store, agents: Agents, control: TurnControl, history: History) -> None:
+    def __init__(self, store: Store, agents: Agents, control: TurnControl, history: History, named: Named) -> None:
         """Cancels through `control`; what is deleted is forgotten by `history`."""
         self._store = store
         self._agents = agents
         self._control = control
         self._history = history
+        self._named = named
 
     async def create(self, tenant: str, request: agent_service_pb2.CreateSessionRequest) -> session_pb2.Session:
         """Begins a session."""
@@ -150,7 +152,13 @@ class Sessions:
         await self.erase(tenant, session_id)
 
     async def erase(self, tenant: str, session_id: str) -> None:
-        """Removes a session in which no turn is active, and its turns."""
+        """Removes a session in which no turn is active, its turns and its memory bank.
+
+        The bank goes first: while the memory service is away nothing is removed, and it is tried again.
+        """
+        session = await self.get(tenant, session_id)
+        if session.bank_id and not session.active_turn_id:
+            await self._named.remove_bank(session.bank_id)
 
         async def unit(tx: Transaction) -> list[str]:
             active = await turns.active(tx, tenant, session_id)

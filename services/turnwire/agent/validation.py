@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
+from turnwire.agent.turn.config import MEMORY_SEARCH
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2
 from turnwire.common.v1 import generation_pb2, message_pb2
 from turnwire.errors import Unimplemented
 from turnwire.runtime.validation import Violations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from google.protobuf.field_mask_pb2 import FieldMask
 
 MAX_INPUT_BYTES = 192 * 1024
 """The text of a turn's input, or of one answer: with it no stored event passes 256 KiB."""
 _MAX_INSTRUCTIONS = 128 * 1024
+_MAX_ATTACHMENT_BYTES = 1024 * 1024
 _TURN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _UPDATABLE_AGENT_FIELDS = frozenset({"name", "description", "metadata", "config"})
@@ -104,6 +106,11 @@ def check_config(config: agent_pb2.AgentConfig, field: str = "config") -> None:
     if config.response_format.WhichOneof("format") == "json_schema":
         _check_schema(violations, f"{field}.response_format.json_schema", config.response_format.json_schema)
     _check_limits(violations, f"{field}.limits", config.limits)
+    _check_shields(violations, f"{field}.input_shields", config.input_shields)
+    _check_shields(violations, f"{field}.output_shields", config.output_shields)
+    _check_retrieval(violations, f"{field}.retrieval", config.retrieval)
+    if config.shield_failure_policy not in agent_pb2.ShieldFailurePolicy.values():
+        violations.add(f"{field}.shield_failure_policy", f"{config.shield_failure_policy} is unknown to this version")
     violations.raise_if_any()
     _refuse_unbuilt(config)
 
@@ -147,8 +154,19 @@ def _check_tools(violations: Violations, field: str, config: agent_pb2.AgentConf
     for index, tool in enumerate(config.tools):
         path = f"{field}[{index}]"
         kind = tool.WhichOneof("tool")
-        if kind is None:
-            violations.add(path, "names no tool: set `function`, `registered`, `memory_search` or `agent`")
+        _check_shields(violations, f"{path}.input_shields", tool.input_shields)
+        _check_shields(violations, f"{path}.output_shields", tool.output_shields)
+        _check_tool_limits(violations, f"{path}.limits", tool.limits)
+        match kind:
+            case None:
+                violations.add(path, "names no tool: set `function`, `registered`, `memory_search` or `agent`")
+            case "registered":
+                check_id(violations, f"{path}.registered.tool_id", tool.registered.tool_id)
+                names.add(tool.registered.tool_id)
+            case "memory_search":
+                names.add(_check_memory_search(violations, f"{path}.memory_search", tool.memory_search))
+            case "agent" | "function":
+                pass
         if kind != "function":
             continue
         definition = tool.function.definition
@@ -163,6 +181,43 @@ def _check_tools(violations: Violations, field: str, config: agent_pb2.AgentConf
                 violations, f"{path}.function.definition.parameters_json_schema", definition.parameters_json_schema
             )
     return names
+
+
+def _check_shields(violations: Violations, field: str, shields: Sequence[str]) -> None:
+    if len(shields) > 16:
+        violations.add(field, f"are {len(shields)}; at most 16 are allowed")
+    for index, shield_id in enumerate(shields):
+        check_id(violations, f"{field}[{index}]", shield_id)
+        if shield_id in shields[:index]:
+            violations.add(f"{field}[{index}]", f"{shield_id[:64]!r} is there twice")
+
+
+def _check_tool_limits(violations: Violations, field: str, limits: agent_pb2.ToolLimits) -> None:
+    for descriptor, value in limits.ListFields():
+        if value.ToTimedelta().total_seconds() <= 0:
+            violations.add(f"{field}.{descriptor.name}", "is above 0")
+
+
+def _check_memory_search(violations: Violations, field: str, tool: agent_pb2.MemorySearchTool) -> str:
+    name = tool.name or MEMORY_SEARCH
+    if not _TOOL_NAME.fullmatch(name):
+        violations.add(f"{field}.name", "has 1 to 64 letters, digits, `_`, `-` or `.`")
+    if not 0 <= tool.max_chunks <= 100:
+        violations.add(f"{field}.max_chunks", f"is {tool.max_chunks}; it goes from 1 to 100")
+    return name
+
+
+def _check_retrieval(violations: Violations, field: str, retrieval: agent_pb2.RetrievalConfig) -> None:
+    if len(retrieval.bank_ids) > 32:
+        violations.add(f"{field}.bank_ids", f"are {len(retrieval.bank_ids)}; at most 32 are searched")
+    for index, bank_id in enumerate(retrieval.bank_ids):
+        check_id(violations, f"{field}.bank_ids[{index}]", bank_id)
+    if not 0 <= retrieval.max_tokens_in_context <= 100_000:
+        violations.add(f"{field}.max_tokens_in_context", f"is {retrieval.max_tokens_in_context}; at most 100,000")
+    if not 0 <= retrieval.max_chunks <= 100:
+        violations.add(f"{field}.max_chunks", f"is {retrieval.max_chunks}; it goes from 1 to 100")
+    if retrieval.WhichOneof("query_generator") == "llm" and "{{messages}}" not in retrieval.llm.template:
+        violations.add(f"{field}.llm.template", "has `{{messages}}` where the conversation goes")
 
 
 def _check_tool_choice(violations: Violations, field: str, choice: generation_pb2.ToolChoice, names: set[str]) -> None:
@@ -203,23 +258,16 @@ def _check_limits(violations: Violations, field: str, limits: agent_pb2.TurnLimi
 
 
 def _refuse_unbuilt(config: agent_pb2.AgentConfig) -> None:
-    """What the contract has and this version does not do is refused: an ignored shield would be worse than none."""
+    """What the contract has and this version does not do is refused: an ignored approval would be worse than none."""
     unbuilt = {
-        "input_shields and output_shields": bool(config.input_shields or config.output_shields),
-        "retrieval": config.HasField("retrieval"),
         "limits.cost_micros": config.limits.HasField("cost_micros"),
-        "shield_failure_policy": bool(config.shield_failure_policy),
         "unknown_outcome_policy": bool(config.unknown_outcome_policy),
+        "tools of the kind agent": any(tool.WhichOneof("tool") == "agent" for tool in config.tools),
+        "approval of a tool's calls": any(tool.approval > agent_pb2.APPROVAL_POLICY_NEVER for tool in config.tools),
+        "limits of a caller's function": any(
+            tool.WhichOneof("tool") == "function" and tool.HasField("limits") for tool in config.tools
+        ),
     }
-    for tool in config.tools:
-        kind = tool.WhichOneof("tool")
-        unbuilt[f"tools of the kind {kind}"] = kind != "function"
-        unbuilt["shields of a tool"] = bool(tool.input_shields or tool.output_shields)
-        unbuilt["approval of a tool's calls"] = tool.approval > agent_pb2.APPROVAL_POLICY_NEVER
-        unbuilt["limits of a tool"] = tool.HasField("limits")
-        for feature, used in unbuilt.items():
-            if used:
-                raise Unimplemented(feature)
     for feature, used in unbuilt.items():
         if used:
             raise Unimplemented(feature)
@@ -237,7 +285,7 @@ def check_run_turn(request: agent_service_pb2.RunTurnRequest) -> None:
         _check_message(violations, f"messages[{index}]", message)
     if request.messages and request.messages[-1].role == message_pb2.ROLE_ASSISTANT:
         violations.add(f"messages[{len(request.messages) - 1}].role", "the last message is the user's")
-    size = sum(message.ByteSize() for message in request.messages)
+    size = sum(part.ByteSize() for message in request.messages for part in message.parts)
     if size > MAX_INPUT_BYTES:
         violations.add("messages", f"are {size} bytes; a turn takes {MAX_INPUT_BYTES}")
     check_metadata(violations, "metadata", request.metadata)
@@ -264,9 +312,29 @@ def _check_message(violations: Violations, field: str, message: message_pb2.Mess
     if message.tool_calls or message.call_id:
         violations.add(f"{field}.tool_calls", "belong to turns of the agent; results go through SubmitTurnInput")
     check_length(violations, f"{field}.name", message.name, 64)
-    if message.attachments or any(part.WhichOneof("content") == "image" for part in message.parts):
+    for number, attachment in enumerate(message.attachments):
+        _check_attachment(violations, f"{field}.attachments[{number}]", attachment)
+    if len(message.attachments) > 32:
+        violations.add(f"{field}.attachments", f"are {len(message.attachments)}; at most 32 travel with a message")
+    if any(part.WhichOneof("content") == "image" for part in message.parts):
         violations.raise_if_any()
-        raise Unimplemented("attachments and images in messages")
+        raise Unimplemented("images in messages")
+
+
+def _check_attachment(violations: Violations, field: str, attachment: message_pb2.Attachment) -> None:
+    check_length(violations, f"{field}.name", attachment.name, 255)
+    check_length(violations, f"{field}.mime_type", attachment.mime_type, 127)
+    match attachment.WhichOneof("content"):
+        case None:
+            violations.add(field, "has no content: set `text`, `data`, `artifact_id` or `url`")
+        case "url":
+            check_length(violations, f"{field}.url", attachment.url, 4096)
+        case "artifact_id":
+            check_id(violations, f"{field}.artifact_id", attachment.artifact_id)
+        case "text" | "data":
+            size = len(attachment.text.encode()) + len(attachment.data)
+            if size > _MAX_ATTACHMENT_BYTES:
+                violations.add(field, f"is {size} bytes; larger ones than {_MAX_ATTACHMENT_BYTES} are uploaded first")
 
 
 def check_submit(request: agent_service_pb2.SubmitTurnInputRequest) -> None:

@@ -8,8 +8,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from turnwire.agent.live.attachments import keep_large
 from turnwire.agent.live.live_turn import LiveTurn
-from turnwire.agent.live.models import address
 from turnwire.agent.log.turn_log import TurnLog
 from turnwire.agent.log.writer import CEILING_STEP, draft
 from turnwire.agent.store import clock, events, requests, sessions, turns
@@ -32,11 +32,12 @@ from turnwire.runtime.telemetry import trace_id
 
 if TYPE_CHECKING:
     from turnwire.agent.agents import Agents
-    from turnwire.agent.live.models import Models
+    from turnwire.agent.live.named import Named
     from turnwire.agent.live.registry import LiveTurns
     from turnwire.agent.turn.config import TurnConfig
     from turnwire.agent.v1 import agent_pb2, session_pb2
     from turnwire.runtime.storage import Store, Transaction
+    from turnwire.tool_executor.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 
 
 @dataclass(slots=True, frozen=True)
@@ -48,12 +49,15 @@ class _Accepted:
 class Acceptance:
     """Accepts turns, each id once."""
 
-    def __init__(self, store: Store, agents: Agents, models: Models, live: LiveTurns) -> None:
-        """Puts accepted turns among the live ones and starts them."""
+    def __init__(
+        self, store: Store, agents: Agents, named: Named, live: LiveTurns, artifacts: ArtifactServiceStub
+    ) -> None:
+        """Puts accepted turns among the live ones and starts them; large attachments become artifacts."""
         self._store = store
         self._agents = agents
-        self._models = models
+        self._named = named
         self._live = live
+        self._artifacts = artifacts
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def accept(self, tenant: str, request: agent_service_pb2.RunTurnRequest) -> str:
@@ -79,7 +83,10 @@ class Acceptance:
             raise NotFound("session", request.session_id)
         agent = await self._agents.get(tenant, session.agent_id, session.agent_version)
         config = await self._config(agent, request.overrides)
-        accepted = await self._store_turn(tenant, turn_id, request, agent, config, digest)
+        taken = agent_service_pb2.RunTurnRequest()
+        taken.CopyFrom(request)
+        await keep_large(self._artifacts, taken.messages, turn_id=turn_id, session_id=request.session_id)
+        accepted = await self._store_turn(tenant, turn_id, taken, agent, config, digest)
         if accepted is None:
             return
         log = TurnLog(turn_id)
@@ -101,8 +108,9 @@ class Acceptance:
     async def _config(self, agent: agent_pb2.Agent, overrides: turn_pb2.TurnOverrides) -> TurnConfig:
         config = overridden(agent.config, overrides)
         check_config(config, "overrides.config")
-        config.model = address(await self._models.chat_model(config.model, "overrides.config.model"))
-        return self._live.pinned(config)
+        if overrides.HasField("config"):
+            await self._named.check(config, "overrides.config")
+        return self._live.pinned(await self._named.pinned(config, "overrides.config"))
 
     async def _store_turn(
         self,
@@ -129,7 +137,9 @@ class Acceptance:
             if session.active_turn_id:
                 raise SessionBusy(session_id=request.session_id, turn_id=session.active_turn_id)
             ordinal = session.last_ordinal + 1
+            bank_id = _session_bank(session, request, config)
             first = _started(turn_id, request, agent, config, ordinal, trace)
+            first.turn_started.session_bank_id = bank_id
             fold = TurnFold(turn_id)
             planned, _ = plan(fold, config, [first])
             for number, event in enumerate(planned, start=1):
@@ -149,8 +159,11 @@ class Acceptance:
                 expire_time=None,
                 metadata=None,
                 create_time=now,
+                held_input=_held(request) if config.config.input_shields else None,
             )
             await turns.insert(tx, tenant, row)
+            if bank_id != session.bank_id:
+                await sessions.set_bank(tx, tenant, session, bank_id)
             await sessions.accept_turn(tx, tenant, request.session_id, ordinal, now)
             await events.pin_config(tx, tenant, config.digest, config.config.SerializeToString(deterministic=True))
             await events.append(tx, tenant, turn_id, planned)
@@ -172,7 +185,8 @@ def _started(
         agent_id=agent.agent_id,
         agent_version=agent.version,
         ordinal=ordinal,
-        input=request.messages,
+        # What shields have to pass first is in no event before.
+        input=() if config.config.input_shields else request.messages,
         config_digest=config.digest,
         metadata=request.metadata,
         trace_id=trace,
@@ -180,6 +194,16 @@ def _started(
     if request.HasField("overrides"):
         started.overrides.CopyFrom(request.overrides)
     return draft(turn_id, "turn_started", started)
+
+
+def _session_bank(session: session_pb2.Session, request: agent_service_pb2.RunTurnRequest, config: TurnConfig) -> str:
+    """Returns the session's own bank: the one it has, or one that this turn's attachments need."""
+    brings = any(message.attachments for message in request.messages) and not config.files_go_to_interpreter
+    return session.bank_id or (f"session-{session.session_id}" if brings else "")
+
+
+def _held(request: agent_service_pb2.RunTurnRequest) -> bytes:
+    return turn_pb2.Turn(input=request.messages).SerializeToString()
 
 
 def _digest(request: agent_service_pb2.RunTurnRequest) -> str:

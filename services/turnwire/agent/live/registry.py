@@ -15,8 +15,8 @@ from turnwire.agent.log.writer import TurnWriter
 from turnwire.agent.store import events as stored_events
 from turnwire.agent.store import turns as stored_turns
 from turnwire.agent.turn.config import TurnConfig, pin
-from turnwire.agent.turn.inference import InferenceStep
 from turnwire.agent.turn.runner import TurnRunner
+from turnwire.agent.turn.workers import Stubs, workers
 from turnwire.agent.v1 import agent_service_pb2
 from turnwire.errors import Draining, NotFound, NotOwner
 from turnwire.runtime.identity import acting_as
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from turnwire.agent.v1 import agent_pb2, event_pb2, turn_pb2
     from turnwire.common.v1 import message_pb2
     from turnwire.errors import TurnwireError
-    from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
     from turnwire.runtime.settings import AgentSettings
     from turnwire.runtime.storage import Store, Transaction
 
@@ -42,7 +41,7 @@ class LiveTurns:
     def __init__(
         self,
         store: Store,
-        inference: InferenceServiceStub,
+        stubs: Stubs,
         history: History,
         settings: AgentSettings,
         instance_id: str,
@@ -50,7 +49,7 @@ class LiveTurns:
         """Runs turns as the owner `instance_id`."""
         self.instance_id = instance_id
         self._store = store
-        self._inference = inference
+        self._stubs = stubs
         self._history = history
         self._settings = settings
         self._turns: dict[tuple[str, str], LiveTurn] = {}
@@ -111,14 +110,14 @@ class LiveTurns:
         """Runs a turn from where it is, with `first` as what happens next."""
         assert live.task is None
         writer = TurnWriter(self._store, live.log, live.tenant, live.row.session_id, self.instance_id, live.row.epoch)
-        inference = InferenceStep(
-            self._inference, writer, config, timeout_seconds=self._settings.inference_timeout_seconds
+        doing = workers(
+            self._stubs, writer, config, live.row, inference_seconds=self._settings.inference_timeout_seconds
         )
 
         async def earlier(turn: turn_pb2.Turn) -> list[message_pb2.Message]:
             return await self._history.before(live.tenant, turn.session_id, turn.ordinal)
 
-        live.runner = TurnRunner(live.log, writer, config, inference, earlier)
+        live.runner = TurnRunner(live.log, writer, config, doing, earlier)
         live.task = asyncio.create_task(self._run(live, live.runner, first), name=f"turn {live.row.turn_id}")
         self._note_unwatched(live)
         return live.runner

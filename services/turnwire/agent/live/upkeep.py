@@ -10,6 +10,7 @@ import structlog
 from turnwire.agent.log.writer import draft
 from turnwire.agent.store import clock, requests, sessions, turns
 from turnwire.agent.turn.next import failed
+from turnwire.agent.turn.steps import is_nested, open_steps
 from turnwire.agent.v1 import event_pb2, step_pb2
 from turnwire.common.v1 import error_pb2
 from turnwire.errors import NotFound, TurnwireError
@@ -117,21 +118,24 @@ class Upkeep:
                 metadata={"turn_id": turn.turn_id, "recoveries": str(turn.recoveries + 1)},
             )
             first.append(failed(turn, failure))
-        elif turn.steps and turn.steps[-1].status == step_pb2.STEP_STATUS_IN_PROGRESS:
-            first.extend(_restarted(turn.turn_id, turn.steps[-1]))
+        else:
+            first.extend(event for step in open_steps(turn) for event in _restarted(turn.turn_id, step))
         _log.info("turn_recovered", turn_id=turn.turn_id, epoch=live.row.epoch)
         self._live.start(live, config, first)
 
     def _recoveries_in_a_row(self, live: LiveTurn) -> int:
         count = 0
+        nested = {step.step_id for step in live.log.fold.turn.steps if is_nested(step)}
         for event in reversed(live.log.after(0, live.log.next_sequence)):
             match event.WhichOneof("payload"):
                 case "turn_recovered":
                     count += 1
-                case "step_restarted" | "step_delta":
+                case "step_restarted" | "step_delta" | "step_started":
                     continue
                 case _:
-                    break
+                    # What shields within a cut step said does not bring the turn on: the step begins anew.
+                    if event.step_id not in nested:
+                        break
         return count
 
     async def _expire(self, tenant: str, turn_id: str) -> None:
@@ -152,7 +156,8 @@ class Upkeep:
 
 
 def _restarted(turn_id: str, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
-    if step.type != step_pb2.STEP_TYPE_INFERENCE:
+    """What becomes of a step that was cut. Calls of tools are asked for again under their ids, so theirs goes on."""
+    if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION:
         return []
     cause = error_pb2.Failure(
         reason=error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE,
@@ -160,5 +165,7 @@ def _restarted(turn_id: str, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
         retryable=True,
         metadata={"service": "agent"},
     )
+    if is_nested(step):
+        return [draft(turn_id, "step_failed", event_pb2.StepFailed(failure=cause), step.step_id)]
     restarted = event_pb2.StepRestarted(attempt=step.attempt + 1, cause=cause)
     return [draft(turn_id, "step_restarted", restarted, step.step_id)]

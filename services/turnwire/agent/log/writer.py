@@ -53,6 +53,9 @@ class TurnWriter:
         self._expire_time: int | None = None
         self._offsets: dict[tuple[str, int, int, str], int] = {}
         self._extension: asyncio.Task[None] | None = None
+        # What is done at once within a step is committed one after the other.
+        self._turnstile = asyncio.Lock()
+        self._commits: set[asyncio.Task[None]] = set()
 
     def delta(
         self,
@@ -62,24 +65,30 @@ class TurnWriter:
         text: str,
         *,
         call_id: str = "",
+        offset: int | None = None,
         tool_name: str = "",
         parse_status: message_pb2.ToolCallParseStatus.ValueType = message_pb2.TOOL_CALL_PARSE_STATUS_UNSPECIFIED,
     ) -> None:
-        """Appends a piece of text; it is stored with the next boundary event."""
+        """Appends a piece of text; it is stored with the next boundary event.
+
+        It goes on where the last piece ended, unless `offset` says that its text begins anew.
+        """
         key = (step_id, attempt, part, call_id)
+        if offset is not None:
+            self._offsets[key] = offset
         for piece in pieces(text):
-            offset = self._offsets.get(key, 0)
+            begin = self._offsets.get(key, 0)
             event = event_pb2.StepEvent(turn_id=self._log.turn_id, step_id=step_id, format=FORMAT)
             event.event_time.CopyFrom(clock.now())
             delta = event.step_delta
             delta.attempt = attempt
             delta.part = part
             delta.call_id = call_id
-            delta.offset = offset
+            delta.offset = begin
             delta.text = piece
             delta.tool_name = tool_name
             delta.parse_status = parse_status
-            self._offsets[key] = offset + (len(piece) if piece.isascii() else len(piece.encode()))
+            self._offsets[key] = begin + (len(piece) if piece.isascii() else len(piece.encode()))
             self._log.append_delta(event)
         if self._log.ceiling - self._log.next_sequence < _CEILING_RESERVE and self._extension is None:
             self._extension = asyncio.create_task(self._extend(), name=f"ceiling {self._log.turn_id}")
@@ -87,13 +96,35 @@ class TurnWriter:
     async def commit(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
         """Appends boundary events and returns when they, and all deltas before them, are stored.
 
-        While the store is away it is asked again and again: the turn waits, nothing is shown.
+        While the store is away it is asked again and again: the turn waits, nothing is shown. A commit that has begun
+        goes on when its caller is cancelled: what is stored has to be known to be stored.
 
         Raises:
             NotOwner: another process has taken the turn over.
         """
+        commit = asyncio.create_task(self._commit_in_turn(drafts), name=f"commit {self._log.turn_id}")
+        self._commits.add(commit)
+        commit.add_done_callback(self._committed)
+        await asyncio.shield(commit)
+
+    async def settle(self) -> None:
+        """Waits for the commits that have begun, those of cancelled callers too."""
+        await asyncio.gather(*self._commits, return_exceptions=True)
+
+    def _committed(self, commit: asyncio.Task[None]) -> None:
+        self._commits.discard(commit)
+        if not commit.cancelled() and commit.exception() is not None:
+            # Its caller is told, unless it is gone; then the next commit meets the same.
+            _log.info("commit_failed", turn_id=self._log.turn_id, error=str(commit.exception()))
+
+    async def _commit_in_turn(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
+        async with self._turnstile:
+            await self._commit(drafts)
+
+    async def _commit(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
         self._log.append_boundary(drafts)
         self._note_status(drafts)
+        passed = any(event.step_completed.WhichOneof("result") == "shield_call" for event in drafts)
         batch = list(merged(stored_form(event) for event in self._log.unstored()))
         sequence = self._log.next_sequence - 1
         finished = self._status in {
@@ -105,6 +136,9 @@ class TurnWriter:
 
         async def unit(tx: Transaction) -> None:
             await self._advance(tx, ceiling)
+            if passed:
+                # The input that waited for its shields stands in their result, or is gone for good.
+                await turns.forget_input(tx, self._tenant, self._log.turn_id)
             await events.append(tx, self._tenant, self._log.turn_id, batch)
             if finished:
                 await sessions.touch(tx, self._tenant, self._session_id, clock.now_microseconds())
@@ -114,6 +148,7 @@ class TurnWriter:
 
     async def close(self) -> None:
         """Waits for what is still being written."""
+        await self.settle()
         if self._extension is not None:
             await asyncio.gather(self._extension, return_exceptions=True)
 

@@ -63,6 +63,7 @@ _TABLES = (
         expire_time BIGINT,
         metadata BYTEA,
         create_time BIGINT NOT NULL,
+        held_input BYTEA,
         PRIMARY KEY (tenant, turn_id)
     )
     """,

@@ -44,6 +44,12 @@ async def replace(tx: Transaction, tenant: str, session: session_pb2.Session) ->
     )
 
 
+async def set_bank(tx: Transaction, tenant: str, session: session_pb2.Session, bank_id: str) -> None:
+    """Notes the memory bank of a session."""
+    session.bank_id = bank_id
+    await replace(tx, tenant, session)
+
+
 async def accept_turn(tx: Transaction, tenant: str, session_id: str, ordinal: int, when: int) -> None:
     """Counts a turn that was accepted."""
     await tx.execute(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "turn_id, session_id, ordinal, status, request_digest, config_digest, owner, epoch, sequence_ceiling,"
-    " disconnect_policy, expire_time, metadata, create_time"
+    " disconnect_policy, expire_time, metadata, create_time, held_input"
 )
 
 
@@ -33,6 +33,8 @@ class TurnRow:
     expire_time: int | None
     metadata: bytes | None
     """The labels, as a Turn with nothing else; None: those of `turn_started`."""
+    held_input: bytes | None = None
+    """The input, as a Turn with nothing else, while it waits for its shields: it is in no event before."""
     create_time: int
 
 
@@ -40,7 +42,7 @@ async def insert(tx: Transaction, tenant: str, turn: TurnRow) -> None:
     """Adds a turn. The database refuses a second active one in the session."""
     await tx.execute(
         f"INSERT INTO turns (tenant, {_COLUMNS}) VALUES"  # noqa: S608 - the columns are a constant
-        " ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)",
+        " ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
         tenant,
         turn.turn_id,
         turn.session_id,
@@ -55,6 +57,7 @@ async def insert(tx: Transaction, tenant: str, turn: TurnRow) -> None:
         turn.expire_time,
         turn.metadata,
         turn.create_time,
+        turn.held_input,
     )
 
 
@@ -177,6 +180,15 @@ async def set_metadata(tx: Transaction, tenant: str, turn_id: str, metadata: byt
     await tx.execute("UPDATE turns SET metadata = $3 WHERE tenant = $1 AND turn_id = $2", tenant, turn_id, metadata)
 
 
+async def forget_input(tx: Transaction, tenant: str, turn_id: str) -> None:
+    """Removes the input that waited for its shields."""
+    await tx.execute(
+        "UPDATE turns SET held_input = NULL WHERE tenant = $1 AND turn_id = $2 AND held_input IS NOT NULL",
+        tenant,
+        turn_id,
+    )
+
+
 async def delete(tx: Transaction, tenant: str, turn_id: str) -> None:
     """Removes a turn with its log."""
     await tx.execute("DELETE FROM events WHERE tenant = $1 AND turn_id = $2", tenant, turn_id)
@@ -198,4 +210,5 @@ def _turn(row: Row) -> TurnRow:
         expire_time=cast("int | None", row[10]),
         metadata=cast("bytes | None", row[11]),
         create_time=cast("int", row[12]),
+        held_input=cast("bytes | None", row[13]),
     )

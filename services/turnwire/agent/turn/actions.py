@@ -24,6 +24,27 @@ class RunInference:
 
 
 @dataclass(frozen=True, slots=True)
+class RunShields:
+    """Shields judge the turn's input, in a step that has started."""
+
+    step: step_pb2.Step
+
+
+@dataclass(frozen=True, slots=True)
+class RunRetrieval:
+    """Memory banks are searched for a step that has started."""
+
+    step: step_pb2.Step
+
+
+@dataclass(frozen=True, slots=True)
+class RunTools:
+    """The calls of a step that have no result yet, and are not the caller's to run, are run at once."""
+
+    step: step_pb2.Step
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """The turn waits for input; no process is needed for that."""
 
@@ -33,4 +54,7 @@ class Stop:
     """The turn has ended."""
 
 
-Action = Record | RunInference | Pause | Stop
+Work = RunInference | RunShields | RunRetrieval | RunTools
+"""What needs somebody outside the log."""
+
+Action = Record | Work | Pause | Stop

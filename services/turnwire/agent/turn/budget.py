@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from turnwire.agent.store import clock
+from turnwire.agent.turn.steps import is_nested
 from turnwire.agent.v1 import agent_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2
 
@@ -37,18 +38,28 @@ def remaining_tokens(turn: turn_pb2.Turn, limits: agent_pb2.TurnLimits) -> int:
 def remaining_seconds(turn: turn_pb2.Turn, limits: agent_pb2.TurnLimits) -> float | None:
     """Returns the active time that a turn has left; None when it has no such limit.
 
-    Counted are the steps that a service works on, from their starts to their ends, so that it is the same after a
+    Counted is the time between the starts and the ends of what services work on, so that it is the same after a
     restart. Functions of the caller run in a pause, and that is not counted.
     """
     if not limits.HasField("active_time"):
         return None
-    used = 0
-    for step in turn.steps:
-        if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION:
-            continue
-        begun = clock.microseconds(step.start_time)
-        used += (clock.microseconds(step.end_time) if step.HasField("end_time") else clock.now_microseconds()) - begun
+    used = sum(_microseconds(part) for step in turn.steps for part in _worked_on(step))
     return limits.active_time.ToTimedelta().total_seconds() - used / 1_000_000
+
+
+def _worked_on(step: step_pb2.Step) -> list[step_pb2.Step | step_pb2.ToolExecution]:
+    """What of a step counts: not shields within another one, and of parallel calls of tools the longest."""
+    if is_nested(step):
+        return []
+    if step.type != step_pb2.STEP_TYPE_TOOL_EXECUTION:
+        return [step]
+    ours = [each for each in step.tool_execution.executions if each.HasField("start_time") and not each.by_caller]
+    return [max(ours, key=_microseconds)] if ours else []
+
+
+def _microseconds(part: step_pb2.Step | step_pb2.ToolExecution) -> int:
+    end = clock.microseconds(part.end_time) if part.HasField("end_time") else clock.now_microseconds()
+    return end - clock.microseconds(part.start_time)
 
 
 def active_time_exhausted(limits: agent_pb2.TurnLimits) -> error_pb2.Failure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from turnwire.agent.turn.config import argument_problem
+from turnwire.agent.turn.config import argument_problem, definition_of
 from turnwire.common.v1 import error_pb2, message_pb2
 
 if TYPE_CHECKING:
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 def refusal(call: message_pb2.ToolCall, config: TurnConfig) -> message_pb2.ToolResult | None:
     """Returns the result of a call that is refused before it is dispatched, or None when it may run."""
-    definition = config.functions.get(call.name)
-    if definition is None:
-        available = ", ".join(sorted(config.functions)) or "none"
-        return _refused(
+    tool = config.tool(call.name)
+    if tool is None:
+        available = ", ".join(sorted(config.tools)) or "none"
+        return failed_result(
             call,
             error_pb2.ERROR_REASON_UNKNOWN_TOOL,
             f"There is no tool {call.name!r}. Tools: {available}.",
@@ -25,11 +25,11 @@ def refusal(call: message_pb2.ToolCall, config: TurnConfig) -> message_pb2.ToolR
     if call.parse_status == message_pb2.TOOL_CALL_PARSE_STATUS_FAILED:
         path, problem = "$", "what was written is no JSON object, or was cut"
     else:
-        found = argument_problem(definition, call.arguments_json)
+        found = argument_problem(definition_of(tool), call.arguments_json)
         if found is None:
             return None
         path, problem = found
-    return _refused(
+    return failed_result(
         call,
         error_pb2.ERROR_REASON_INVALID_TOOL_ARGUMENTS,
         f"The arguments of {call.name} do not fit its schema at {path}: {problem}. Call it again with other arguments.",
@@ -37,8 +37,15 @@ def refusal(call: message_pb2.ToolCall, config: TurnConfig) -> message_pb2.ToolR
     )
 
 
-def _refused(
+def is_callers(call: message_pb2.ToolCall, config: TurnConfig) -> bool:
+    """True when the caller of the turn runs the call."""
+    tool = config.tool(call.name)
+    return tool is not None and tool.WhichOneof("tool") == "function"
+
+
+def failed_result(
     call: message_pb2.ToolCall, reason: error_pb2.ErrorReason.ValueType, message: str, metadata: dict[str, str]
 ) -> message_pb2.ToolResult:
+    """Returns the result of a call that failed."""
     failure = error_pb2.Failure(reason=reason, message=message, metadata=metadata)
     return message_pb2.ToolResult(call_id=call.call_id, name=call.name, failure=failure)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 DEFAULT_MAX_ITERATIONS = 10
 DEFAULT_PAUSE_SECONDS = 24 * 3600.0
+MEMORY_SEARCH = "memory_search"
+CODE_INTERPRETER = "code_interpreter"
+_ALIASES = {"brave_search": "web_search"}
+"""Names that models of the Llama family were taught for tools of ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +30,8 @@ class TurnConfig:
 
     config: agent_pb2.AgentConfig
     digest: str
-    functions: dict[str, generation_pb2.ToolDefinition] = field(default_factory=dict)
-    """The caller's functions, by name."""
+    tools: dict[str, agent_pb2.AgentTool] = field(default_factory=dict)
+    """The tools, by the names that the model uses."""
     pause_seconds: float = DEFAULT_PAUSE_SECONDS
     """How long the turn waits for input."""
 
@@ -46,17 +50,63 @@ class TurnConfig:
         """The model."""
         return self.config.model.partition("/")[2]
 
+    @property
+    def definitions(self) -> list[generation_pb2.ToolDefinition]:
+        """What the model is offered, in the order of the agent."""
+        return [definition_of(tool) for tool in self.tools.values()]
+
+    def tool(self, name: str) -> agent_pb2.AgentTool | None:
+        """Returns the tool that a model means by a name, or None."""
+        return self.tools.get(name) or self.tools.get(_ALIASES.get(name, ""))
+
+    @property
+    def files_go_to_interpreter(self) -> bool:
+        """True when attachments are files for the code interpreter: it is what the model has to call.
+
+        Otherwise they go to the session's memory bank.
+        """
+        choice = self.config.tool_choice
+        match choice.mode:
+            case generation_pb2.ToolChoice.MODE_NAMED:
+                return choice.name == CODE_INTERPRETER
+            case generation_pb2.ToolChoice.MODE_REQUIRED:
+                return list(self.tools) == [CODE_INTERPRETER]
+            case _:
+                return False
+
 
 def pin(config: agent_pb2.AgentConfig, *, pause_seconds: float = DEFAULT_PAUSE_SECONDS) -> TurnConfig:
     """Returns a configuration with its hash and its tools by name."""
-    body = config.SerializeToString(deterministic=True)
-    functions = {
-        tool.function.definition.name: tool.function.definition
-        for tool in config.tools
-        if tool.WhichOneof("tool") == "function"
+    digest = hashlib.sha256(config.SerializeToString(deterministic=True)).hexdigest()
+    tools = {definition_of(tool).name: tool for tool in config.tools}
+    return TurnConfig(config=config, digest=digest, tools=tools, pause_seconds=pause_seconds)
+
+
+def definition_of(tool: agent_pb2.AgentTool) -> generation_pb2.ToolDefinition:
+    """Returns what a model reads of a tool. A registered one is pinned before."""
+    match tool.WhichOneof("tool"):
+        case "function":
+            return tool.function.definition
+        case "registered":
+            return tool.registered.definition
+        case "memory_search":
+            return generation_pb2.ToolDefinition(
+                name=tool.memory_search.name or MEMORY_SEARCH,
+                description="Searches the documents at hand and returns the passages that fit best.",
+                parameters_json_schema=_SEARCH_SCHEMA,
+            )
+        case "agent" | None:
+            raise AssertionError("validation refuses it")
+
+
+_SEARCH_SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"query": {"type": "string", "minLength": 1, "description": "What to look for."}},
+        "required": ["query"],
+        "additionalProperties": False,
     }
-    digest = hashlib.sha256(body).hexdigest()
-    return TurnConfig(config=config, digest=digest, functions=functions, pause_seconds=pause_seconds)
+)
 
 
 def overridden(config: agent_pb2.AgentConfig, overrides: turn_pb2.TurnOverrides) -> agent_pb2.AgentConfig:

@@ -11,11 +11,21 @@ from typing import TYPE_CHECKING
 from turnwire.agent.log.writer import draft
 from turnwire.agent.store import clock
 from turnwire.agent.turn import budget, calls
-from turnwire.agent.turn.actions import Action, Pause, Record, RunInference, Stop
+from turnwire.agent.turn.actions import (
+    Action,
+    Pause,
+    Record,
+    RunInference,
+    RunRetrieval,
+    RunShields,
+    RunTools,
+    Stop,
+)
+from turnwire.agent.turn.answer import answered, refused
+from turnwire.agent.turn.steps import blocking, main_step, start_event
 from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
-from turnwire.common.v1 import error_pb2, message_pb2
-from turnwire.fold import TERMINAL_STATUSES, fill_output
-from turnwire.ids import new_id
+from turnwire.common.v1 import error_pb2, message_pb2, shield_pb2
+from turnwire.fold import TERMINAL_STATUSES
 
 if TYPE_CHECKING:
     from turnwire.agent.turn.config import TurnConfig
@@ -27,110 +37,132 @@ def next_action(turn: turn_pb2.Turn, config: TurnConfig) -> Action:
         return Stop()
     if turn.status == turn_pb2.TURN_STATUS_AWAITING_INPUT:
         return Pause()
-    if not turn.steps:
-        return _start_inference(turn, config, 1)
-    step = turn.steps[-1]
+    step = main_step(turn)
+    if step is None:
+        return _begin(turn, config)
     match step.status:
         case step_pb2.STEP_STATUS_IN_PROGRESS:
             return _go_on(turn, config, step)
         case step_pb2.STEP_STATUS_COMPLETED:
             return _after(turn, config, step)
         case _:
-            return _fail(turn, step.failure)
+            return Record((failed(turn, step.failure),))
+
+
+def _begin(turn: turn_pb2.Turn, config: TurnConfig) -> Action:
+    if not config.config.input_shields:
+        return _retrieve_or_infer(turn, config)
+    plan = event_pb2.ShieldCallPlan(point=shield_pb2.SHIELD_POINT_INPUT, shield_ids=config.config.input_shields)
+    return Record((start_event(turn, shield_call=plan),))
 
 
 def _go_on(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Action:
-    if step.type == step_pb2.STEP_TYPE_INFERENCE:
-        return RunInference(step)
-    return _execute(turn, config, step)
+    match step.type:
+        case step_pb2.STEP_TYPE_INFERENCE:
+            return RunInference(step)
+        case step_pb2.STEP_TYPE_SHIELD_CALL:
+            return RunShields(step)
+        case step_pb2.STEP_TYPE_MEMORY_RETRIEVAL:
+            return RunRetrieval(step)
+        case _:
+            return _execute(turn, config, step)
 
 
 def _after(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Action:
-    if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION:
-        return _start_inference(turn, config, step.iteration + 1)
-    inference = step.inference
-    if not inference.tool_calls:
-        return _complete(turn, step, inference.stop_reason)
+    verdict = blocking(turn)
+    if verdict is not None:
+        return Record((refused(turn, verdict),))
+    match step.type:
+        case step_pb2.STEP_TYPE_SHIELD_CALL:
+            return _retrieve_or_infer(turn, config)
+        case step_pb2.STEP_TYPE_MEMORY_RETRIEVAL:
+            return _start_inference(turn, config, 1)
+        case step_pb2.STEP_TYPE_TOOL_EXECUTION:
+            return _start_inference(turn, config, step.iteration + 1)
+        case _:
+            return _after_inference(turn, config, step)
+
+
+def _after_inference(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Action:
+    if not step.inference.tool_calls:
+        return Record((answered(turn, step, step.inference.stop_reason),))
     if step.iteration >= config.max_iterations:
-        return _complete(turn, step, message_pb2.STOP_REASON_MAX_ITERATIONS)
+        return Record((answered(turn, step, message_pb2.STOP_REASON_MAX_ITERATIONS),))
     return _start_tools(turn, config, step)
+
+
+def _retrieve_or_infer(turn: turn_pb2.Turn, config: TurnConfig) -> Action:
+    banks = list(config.config.retrieval.bank_ids)
+    if turn.session_bank_id:
+        banks.append(turn.session_bank_id)
+    if not banks:
+        return _start_inference(turn, config, 1)
+    plan = event_pb2.MemoryRetrievalPlan(bank_ids=banks)
+    return Record((start_event(turn, memory_retrieval=plan),))
 
 
 def _start_inference(turn: turn_pb2.Turn, config: TurnConfig, iteration: int) -> Action:
     exhausted = budget.exhausted(turn, config.config.limits)
     if exhausted is not None:
-        return _fail(turn, exhausted)
+        return Record((failed(turn, exhausted),))
     plan = event_pb2.InferencePlan(
         model_id=config.model_id,
         provider_id=config.provider_id,
         reserved_tokens=budget.remaining_tokens(turn, config.config.limits),
     )
-    started = event_pb2.StepStarted(
-        type=step_pb2.STEP_TYPE_INFERENCE, iteration=iteration, trace_id=turn.trace_id, inference=plan
-    )
-    return Record((draft(turn.turn_id, "step_started", started, new_id("step")),))
+    return Record((start_event(turn, iteration, inference=plan),))
 
 
 def _start_tools(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Action:
     exhausted = budget.tool_calls_exhausted(turn, config.config.limits, len(step.inference.tool_calls))
     if exhausted is not None:
-        return _fail(turn, exhausted)
+        return Record((failed(turn, exhausted),))
     plan = event_pb2.ToolExecutionPlan(
         call_ids=[call.call_id for call in step.inference.tool_calls], inference_step_id=step.step_id
     )
-    started = event_pb2.StepStarted(
-        type=step_pb2.STEP_TYPE_TOOL_EXECUTION,
-        iteration=step.iteration,
-        trace_id=turn.trace_id,
-        tool_execution=plan,
-    )
-    return Record((draft(turn.turn_id, "step_started", started, new_id("step")),))
+    return Record((start_event(turn, step.iteration, tool_execution=plan),))
 
 
 def _execute(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Action:
-    """Calls that cannot run are answered at once; the caller's functions are given to the caller."""
-    events: list[event_pb2.StepEvent] = []
-    requests: list[turn_pb2.InputRequest] = []
-    for execution in step.tool_execution.executions:
-        if execution.HasField("result"):
-            continue
-        refused = calls.refusal(execution.call, config)
-        if refused is not None:
-            events.append(
-                draft(turn.turn_id, "tool_call_completed", event_pb2.ToolCallCompleted(result=refused), step.step_id)
+    """Calls that cannot run are answered at once, tools of the mesh run, then the caller's functions are asked for."""
+    waiting = [execution for execution in step.tool_execution.executions if not execution.HasField("result")]
+    refusals = [result for execution in waiting if (result := calls.refusal(execution.call, config)) is not None]
+    if refusals:
+        return Record(
+            tuple(
+                draft(turn.turn_id, "tool_call_completed", event_pb2.ToolCallCompleted(result=result), step.step_id)
+                for result in refusals
             )
-            continue
-        if not execution.HasField("start_time"):
-            started = event_pb2.ToolCallStarted(call_id=execution.call.call_id, by_caller=True)
-            events.append(draft(turn.turn_id, "tool_call_started", started, step.step_id))
-        requests.append(
-            turn_pb2.InputRequest(call=execution.call, step_id=step.step_id, kind=turn_pb2.INPUT_KIND_TOOL_RESULT)
         )
-    if requests:
-        expire_time = clock.now_microseconds() + int(config.pause_seconds * 1_000_000)
-        awaited = turn_pb2.AwaitedInput(requests=requests, expire_time=clock.timestamp(expire_time))
-        events.append(draft(turn.turn_id, "turn_awaiting_input", event_pb2.TurnAwaitingInput(awaited_input=awaited)))
-    elif not events:
+    if any(not calls.is_callers(execution.call, config) for execution in waiting):
+        return RunTools(step)
+    if not waiting:
         completed = event_pb2.StepCompleted(tool_execution=event_pb2.ToolExecutionResult())
-        events.append(draft(turn.turn_id, "step_completed", completed, step.step_id))
-    return Record(tuple(events))
+        return Record((draft(turn.turn_id, "step_completed", completed, step.step_id),))
+    return Record(tuple(_pause(turn, config, step, waiting)))
 
 
-def _complete(turn: turn_pb2.Turn, step: step_pb2.Step, reason: message_pb2.StopReason.ValueType) -> Action:
-    output = message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, stop_reason=reason)
-    output.tool_calls.extend(step.inference.tool_calls)
-    fill_output(output, step)
-    completed = event_pb2.TurnCompleted(
-        output=output,
-        usage=turn.usage,
-        step_ids=[each.step_id for each in turn.steps],
-        output_step_id=step.step_id,
-    )
-    return Record((draft(turn.turn_id, "turn_completed", completed),))
-
-
-def _fail(turn: turn_pb2.Turn, failure: error_pb2.Failure) -> Action:
-    return Record((failed(turn, failure),))
+def _pause(
+    turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step, waiting: list[step_pb2.ToolExecution]
+) -> list[event_pb2.StepEvent]:
+    events = [
+        draft(
+            turn.turn_id,
+            "tool_call_started",
+            event_pb2.ToolCallStarted(call_id=execution.call.call_id, by_caller=True),
+            step.step_id,
+        )
+        for execution in waiting
+        if not execution.HasField("start_time")
+    ]
+    expire_time = clock.now_microseconds() + int(config.pause_seconds * 1_000_000)
+    requests = [
+        turn_pb2.InputRequest(call=execution.call, step_id=step.step_id, kind=turn_pb2.INPUT_KIND_TOOL_RESULT)
+        for execution in waiting
+    ]
+    awaited = turn_pb2.AwaitedInput(requests=requests, expire_time=clock.timestamp(expire_time))
+    events.append(draft(turn.turn_id, "turn_awaiting_input", event_pb2.TurnAwaitingInput(awaited_input=awaited)))
+    return events
 
 
 def failed(turn: turn_pb2.Turn, failure: error_pb2.Failure) -> event_pb2.StepEvent:

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, assert_never
 
 import structlog
 
 from turnwire.agent.log.writer import draft
 from turnwire.agent.turn import budget
-from turnwire.agent.turn.actions import Pause, Record, RunInference, Stop
+from turnwire.agent.turn.actions import Pause, Record, RunInference, RunRetrieval, RunShields, RunTools, Stop
 from turnwire.agent.turn.next import failed, next_action
+from turnwire.agent.turn.steps import open_steps
 from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
 from turnwire.errors import Internal, NotOwner
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from turnwire.agent.log.turn_log import TurnLog
     from turnwire.agent.log.writer import TurnWriter
-    from turnwire.agent.turn.actions import Action
+    from turnwire.agent.turn.actions import Action, Work
     from turnwire.agent.turn.config import TurnConfig
-    from turnwire.agent.turn.inference import InferenceStep
+    from turnwire.agent.turn.workers import Workers
     from turnwire.common.v1 import error_pb2, message_pb2
     from turnwire.fold import TurnFold
 
@@ -60,17 +62,18 @@ class TurnRunner:
         log: TurnLog,
         writer: TurnWriter,
         config: TurnConfig,
-        inference: InferenceStep,
+        workers: Workers,
         history: Callable[[turn_pb2.Turn], Awaitable[list[message_pb2.Message]]],
     ) -> None:
         """Appends through `writer`; reads earlier turns through `history`."""
         self._log = log
         self._writer = writer
         self._config = config
-        self._inference = inference
+        self._workers = workers
         self._history = history
         self._history_messages: list[message_pb2.Message] | None = None
         self._cancel_reason: str | None = None
+        self._outcomes: dict[str, turn_pb2.CancelledCall.Outcome.ValueType] = {}
         self._work: asyncio.Task[list[event_pb2.StepEvent]] | None = None
 
     async def run(self, first: Sequence[event_pb2.StepEvent] = ()) -> None:
@@ -87,19 +90,17 @@ class TurnRunner:
                     events = [self._cancelled()]
                     continue
                 match action:
-                    case RunInference(step=step):
-                        events = await self._infer(step)
                     case Pause() | Stop():
                         return
                     case Record():
                         raise AssertionError("plan leaves nothing to record")
                     case _:
-                        assert_never(action)
+                        events = await self._do(action)
         finally:
             await self._writer.close()
 
     def cancel(self, reason: str) -> None:
-        """Ends the turn at once: the model's call is cut, `turn_cancelled` follows."""
+        """Ends the turn at once: what runs is cut, `turn_cancelled` follows."""
         self._cancel_reason = reason
         if self._work is not None:
             self._work.cancel()
@@ -108,22 +109,26 @@ class TurnRunner:
         events, action = plan(self._log.preview(), self._config, events)
         if events:
             await self._writer.commit(events)
-        if isinstance(action, RunInference):
+        if isinstance(action, RunInference | RunShields | RunRetrieval | RunTools):
             # The plan's copy of the step goes; the log's own is the one that deltas change.
             step = self._log.fold.step(action.step.step_id)
             assert step is not None
-            return RunInference(step)
+            return replace(action, step=step)
         return action
 
-    async def _infer(self, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
-        self._work = asyncio.create_task(self._attempt(step), name=f"inference {step.step_id}")
+    async def _do(self, action: Work) -> list[event_pb2.StepEvent]:
+        """Does what is outside the log, for as long as the turn may, and returns the events that end it."""
+        step = action.step
+        self._work = asyncio.create_task(self._attempt(action), name=f"work {step.step_id}")
         try:
             async with asyncio.timeout(budget.remaining_seconds(self._log.fold.turn, self._config.config.limits)):
                 return await asyncio.shield(self._work)
         except TimeoutError:
+            await self._stop(step)
             return [self._failed(budget.active_time_exhausted(self._config.config.limits))]
         except asyncio.CancelledError:
             if self._cancel_reason is not None and not _cancelling():
+                await self._stop(step)
                 return []
             raise
         except Exception as error:
@@ -132,17 +137,41 @@ class TurnRunner:
             _log.exception("turn_defect", turn_id=self._log.turn_id, step_id=step.step_id)
             return [self._failed(Internal(service="agent").to_failure())]
         finally:
-            self._work.cancel()
-            await asyncio.gather(self._work, return_exceptions=True)
-            self._work = None
+            await self._end_work()
 
-    async def _attempt(self, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
+    async def _attempt(self, action: Work) -> list[event_pb2.StepEvent]:
         turn = self._log.fold.turn
-        if self._history_messages is None:
-            self._history_messages = await self._history(turn)
         if self._delay:
             await asyncio.sleep(self._delay)
-        return await self._inference.run(turn, step, self._history_messages)
+        match action:
+            case RunShields():
+                return await self._workers.input_shields.run(turn, action.step)
+            case RunTools():
+                return await self._workers.tools.run(turn, action.step)
+            case RunInference():
+                return await self._workers.inference.run(turn, action.step, await self._earlier(turn))
+            case RunRetrieval():
+                return await self._workers.retrieval.run(turn, action.step, await self._earlier(turn))
+            case _:
+                assert_never(action)
+
+    async def _earlier(self, turn: turn_pb2.Turn) -> list[message_pb2.Message]:
+        if self._history_messages is None:
+            self._history_messages = await self._history(turn)
+        return self._history_messages
+
+    async def _stop(self, step: step_pb2.Step) -> None:
+        """Ends what runs, and has the calls of tools stopped where they run."""
+        await self._end_work()
+        if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION:
+            self._outcomes = await self._workers.tools.stop(self._log.fold.turn, step)
+
+    async def _end_work(self) -> None:
+        if self._work is not None:
+            self._work.cancel()
+            await asyncio.gather(self._work, return_exceptions=True)
+            await self._writer.settle()
+            self._work = None
 
     @property
     def _delay(self) -> float:
@@ -156,23 +185,26 @@ class TurnRunner:
         return failed(self._log.fold.turn, failure)
 
     def _cancelled(self) -> event_pb2.StepEvent:
-        return cancelled(self._log.fold.turn, self._cancel_reason or "")
+        return cancelled(self._log.fold.turn, self._cancel_reason or "", self._outcomes)
 
 
-def cancelled(turn: turn_pb2.Turn, reason: str) -> event_pb2.StepEvent:
+def cancelled(
+    turn: turn_pb2.Turn, reason: str, outcomes: Mapping[str, turn_pb2.CancelledCall.Outcome.ValueType] | None = None
+) -> event_pb2.StepEvent:
     """Returns the event that cancels a turn, with what became of its open calls.
 
-    A model's call was stopped. A function of the caller may run on in the caller; its result is no longer taken.
+    A model's call was stopped. A function of the caller may run on in the caller; its result is no longer taken. What
+    became of the calls of tools stands in `outcomes`.
     """
     calls: list[turn_pb2.CancelledCall] = []
-    for step in turn.steps:
-        if step.status != step_pb2.STEP_STATUS_IN_PROGRESS:
-            continue
+    for step in open_steps(turn):
         if step.type == step_pb2.STEP_TYPE_INFERENCE:
             calls.append(turn_pb2.CancelledCall(step_id=step.step_id, outcome=turn_pb2.CancelledCall.OUTCOME_STOPPED))
         calls.extend(
             turn_pb2.CancelledCall(
-                call_id=execution.call.call_id, step_id=step.step_id, outcome=turn_pb2.CancelledCall.OUTCOME_FENCED
+                call_id=execution.call.call_id,
+                step_id=step.step_id,
+                outcome=(outcomes or {}).get(execution.call.call_id, turn_pb2.CancelledCall.OUTCOME_FENCED),
             )
             for execution in step.tool_execution.executions
             if not execution.HasField("result")

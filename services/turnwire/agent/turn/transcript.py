@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from turnwire.agent.turn.steps import retrieved
 from turnwire.agent.v1 import step_pb2, turn_pb2
 from turnwire.common.v1 import message_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from turnwire.common.v1 import retrieval_pb2
+
+_FRAME = "Excerpts from documents. Where they answer the question, use them and name them as [1]."
 
 
 def instructions(text: str) -> list[message_pb2.Message]:
@@ -23,18 +28,50 @@ def past_messages(turn: turn_pb2.Turn) -> list[message_pb2.Message]:
     """Returns what later turns read of an ended one.
 
     A failed turn leaves nothing: its caller says it again. A cancelled one leaves what was said, and the text that
-    its user has seen.
+    its user has seen. What a shield blocked is in no event; where that was the input, the whole turn is left out.
+    What was retrieved for a turn is left out: later turns look things up for themselves.
     """
-    if turn.status == turn_pb2.TURN_STATUS_COMPLETED:
-        return [*turn.input, *_iterations(turn, with_cut_text=False)]
-    if turn.status == turn_pb2.TURN_STATUS_CANCELLED:
-        return [*turn.input, *_iterations(turn, with_cut_text=True)]
-    return []
+    said = [_with_notes(message, files_go_to_interpreter=False) for message in turn.input]
+    if not said or turn.status not in {turn_pb2.TURN_STATUS_COMPLETED, turn_pb2.TURN_STATUS_CANCELLED}:
+        return []
+    messages = [*said, *_iterations(turn, with_cut_text=turn.status == turn_pb2.TURN_STATUS_CANCELLED)]
+    if turn.output.stop_reason == message_pb2.STOP_REASON_SHIELD:
+        messages.append(message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, parts=turn.output.parts))
+    return messages
 
 
-def present_messages(turn: turn_pb2.Turn) -> list[message_pb2.Message]:
-    """Returns what the next inference of a running turn reads of it."""
-    return [*turn.input, *_iterations(turn, with_cut_text=False)]
+def present_messages(turn: turn_pb2.Turn, *, files_go_to_interpreter: bool = False) -> list[message_pb2.Message]:
+    """Returns what the next inference of a running turn reads of it.
+
+    What was retrieved stands in its last message of the user, marked as such.
+    """
+    said = [_with_notes(message, files_go_to_interpreter=files_go_to_interpreter) for message in turn.input]
+    text = excerpts([chunk for each in retrieved(turn) for chunk in each.chunks])
+    if text and said:
+        said[-1].parts.add(text=f"\n\n{_FRAME}\n\n{text}", provenance=message_pb2.PROVENANCE_RETRIEVED)
+    return [*said, *_iterations(turn, with_cut_text=False)]
+
+
+def excerpts(chunks: Sequence[retrieval_pb2.RetrievedChunk]) -> str:
+    """Returns retrieved chunks as a model reads them, numbered from 1."""
+    return "\n\n".join(f"[{number}] {_place(chunk)}\n{chunk.text}" for number, chunk in enumerate(chunks, start=1))
+
+
+def _place(chunk: retrieval_pb2.RetrievedChunk) -> str:
+    page = f"page {chunk.page}" if chunk.page else ""
+    return ", ".join(part for part in (chunk.title or chunk.document_id, chunk.heading, page) if part)
+
+
+def _with_notes(message: message_pb2.Message, *, files_go_to_interpreter: bool) -> message_pb2.Message:
+    """A message of the input, copied, with a line for each file that came with it."""
+    noted = message_pb2.Message()
+    noted.CopyFrom(message)
+    del noted.attachments[:]
+    for attachment in message.attachments:
+        name = attachment.name or attachment.url or "a file"
+        where = "is in the working directory of code_interpreter" if files_go_to_interpreter else "came with this"
+        noted.parts.add(text=f"\n[{name} {where}]", provenance=message_pb2.PROVENANCE_SYSTEM)
+    return noted
 
 
 def _iterations(turn: turn_pb2.Turn, *, with_cut_text: bool) -> Iterable[message_pb2.Message]:
@@ -58,7 +95,8 @@ def _iterations(turn: turn_pb2.Turn, *, with_cut_text: bool) -> Iterable[message
             for call in step.inference.tool_calls
             if call.call_id in executions and executions[call.call_id].HasField("result")
         ]
-        if answered or step.inference.text or not step.inference.tool_calls:
+        blocked = step.inference.stop_reason == message_pb2.STOP_REASON_SHIELD
+        if answered or step.inference.text or not (step.inference.tool_calls or blocked):
             yield _answer(step, answered)
         for call in answered:
             yield _result(executions[call.call_id].result)

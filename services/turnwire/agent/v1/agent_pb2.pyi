@@ -294,16 +294,22 @@ class RegisteredTool(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     TOOL_ID_FIELD_NUMBER: _builtins.int
+    DEFINITION_FIELD_NUMBER: _builtins.int
     tool_id: _builtins.str
     """Its id there, as `code_interpreter`. Required."""
+    @_builtins.property
+    def definition(self) -> _generation_pb2.ToolDefinition:
+        """What the model reads of it. Set where a turn has pinned it; ignored in requests."""
+
     def __init__(
         self,
         *,
         tool_id: _builtins.str = ...,
+        definition: _generation_pb2.ToolDefinition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["tool_id", b"tool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "tool_id", b"tool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -424,10 +430,13 @@ class RetrievalConfig(_message.Message):
     LLM_FIELD_NUMBER: _builtins.int
     MAX_TOKENS_IN_CONTEXT_FIELD_NUMBER: _builtins.int
     MAX_CHUNKS_FIELD_NUMBER: _builtins.int
+    MIN_SCORE_FIELD_NUMBER: _builtins.int
     max_tokens_in_context: _builtins.int
     """At most so many tokens of retrieved text. 0: 4096."""
     max_chunks: _builtins.int
     """At most so many chunks. 0: 10."""
+    min_score: _builtins.float
+    """Only chunks that fit at least so well. 0: all."""
     @_builtins.property
     def bank_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The banks. The session's own bank, made on its first attachment, is always among them."""
@@ -448,10 +457,11 @@ class RetrievalConfig(_message.Message):
         llm: Global___LlmQueryGenerator | None = ...,
         max_tokens_in_context: _builtins.int = ...,
         max_chunks: _builtins.int = ...,
+        min_score: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["joined", b"joined", "llm", b"llm", "query_generator", b"query_generator"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bank_ids", b"bank_ids", "joined", b"joined", "llm", b"llm", "max_chunks", b"max_chunks", "max_tokens_in_context", b"max_tokens_in_context", "query_generator", b"query_generator"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bank_ids", b"bank_ids", "joined", b"joined", "llm", b"llm", "max_chunks", b"max_chunks", "max_tokens_in_context", b"max_tokens_in_context", "min_score", b"min_score", "query_generator", b"query_generator"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_query_generator: _TypeAlias = _typing.Literal["joined", "llm"]  # noqa: Y015
     _WhichOneofArgType_query_generator: _TypeAlias = _typing.Literal["query_generator", b"query_generator"]  # noqa: Y015

@@ -254,6 +254,7 @@ class TurnStarted(_message.Message):
     CONFIG_DIGEST_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    SESSION_BANK_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session."""
     agent_id: _builtins.str
@@ -266,9 +267,13 @@ class TurnStarted(_message.Message):
     """The hash of the configuration and tool schemas it runs under, SHA-256 in hexadecimal."""
     trace_id: _builtins.str
     """The W3C trace id of the turn, in hexadecimal: that of the call that began it."""
+    session_bank_id: _builtins.str
+    """The session's own memory bank, once it has one or when this turn brings attachments for it."""
     @_builtins.property
     def input(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """What the user said."""
+        """What the user said. Empty where input shields have to pass it first: then it stands in the
+        `released` messages of their step.
+        """
 
     @_builtins.property
     def overrides(self) -> _turn_pb2.TurnOverrides:
@@ -290,10 +295,11 @@ class TurnStarted(_message.Message):
         config_digest: _builtins.str = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         trace_id: _builtins.str = ...,
+        session_bank_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["overrides", b"overrides"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "config_digest", b"config_digest", "input", b"input", "metadata", b"metadata", "ordinal", b"ordinal", "overrides", b"overrides", "session_id", b"session_id", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "config_digest", b"config_digest", "input", b"input", "metadata", b"metadata", "ordinal", b"ordinal", "overrides", b"overrides", "session_bank_id", b"session_bank_id", "session_id", b"session_id", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -798,24 +804,26 @@ class ShieldCallResult(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VERDICTS_FIELD_NUMBER: _builtins.int
-    REDACTED_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def verdicts(self) -> _containers.RepeatedCompositeFieldContainer[_shield_pb2.ShieldVerdict]:
         """Their verdicts, in the order of the plan."""
 
     @_builtins.property
-    def redacted(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """The content after redaction, where a shield replaced something."""
+    def released(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
+        """What passed, after redaction, at SHIELD_POINT_INPUT. What passes elsewhere follows as the
+        deltas and results that were held. Empty when nothing passed.
+        """
 
     def __init__(
         self,
         *,
         verdicts: _abc.Iterable[_shield_pb2.ShieldVerdict] | None = ...,
-        redacted: _abc.Iterable[_message_pb2.Message] | None = ...,
+        released: _abc.Iterable[_message_pb2.Message] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["redacted", b"redacted", "verdicts", b"verdicts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["released", b"released", "verdicts", b"verdicts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -827,9 +835,32 @@ class MemoryRetrievalResult(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RefusedDocumentsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _error_pb2.Failure: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _error_pb2.Failure | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     QUERY_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     INSERTED_DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    REFUSED_DOCUMENTS_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     """The query."""
     @_builtins.property
@@ -840,16 +871,26 @@ class MemoryRetrievalResult(_message.Message):
     def inserted_document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The documents that were put into the session's bank first."""
 
+    @_builtins.property
+    def usage(self) -> _generation_pb2.Usage:
+        """What making the query took, where a model made it."""
+
+    @_builtins.property
+    def refused_documents(self) -> _containers.MessageMap[_builtins.str, _error_pb2.Failure]:
+        """Documents that could not be read, with why: the turn goes on without them."""
+
     def __init__(
         self,
         *,
         query: _builtins.str = ...,
         chunks: _abc.Iterable[_retrieval_pb2.RetrievedChunk] | None = ...,
         inserted_document_ids: _abc.Iterable[_builtins.str] | None = ...,
+        usage: _generation_pb2.Usage | None = ...,
+        refused_documents: _abc.Mapping[_builtins.str, _error_pb2.Failure] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "inserted_document_ids", b"inserted_document_ids", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "inserted_document_ids", b"inserted_document_ids", "query", b"query", "refused_documents", b"refused_documents", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

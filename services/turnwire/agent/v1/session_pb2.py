@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fturnwire/agent/v1/session.proto\x12\x11turnwire.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x99\x03\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\x03\x12\r\n\x05title\x18\x04 \x01(\t\x12:\n\x08metadata\x18\x05 \x03(\x0b\x32(.turnwire.agent.v1.Session.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0clast_ordinal\x18\x08 \x01(\x03\x12\x16\n\x0e\x61\x63tive_turn_id\x18\t \x01(\t\x12\x31\n\x0b\x66orked_from\x18\n \x01(\x0b\x32\x1c.turnwire.agent.v1.ForkPoint\x12\x12\n\npersistent\x18\x0b \x01(\x08\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\tForkPoint\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x0f\n\x07ordinal\x18\x03 \x01(\x03\x42H\n\x15\x64\x65v.turnwire.agent.v1P\x01Z-turnwire.dev/protos/turnwire/agent/v1;agentv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fturnwire/agent/v1/session.proto\x12\x11turnwire.agent.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x03\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x15\n\ragent_version\x18\x03 \x01(\x03\x12\r\n\x05title\x18\x04 \x01(\t\x12:\n\x08metadata\x18\x05 \x03(\x0b\x32(.turnwire.agent.v1.Session.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0clast_ordinal\x18\x08 \x01(\x03\x12\x16\n\x0e\x61\x63tive_turn_id\x18\t \x01(\t\x12\x31\n\x0b\x66orked_from\x18\n \x01(\x0b\x32\x1c.turnwire.agent.v1.ForkPoint\x12\x12\n\npersistent\x18\x0b \x01(\x08\x12\x0f\n\x07\x62\x61nk_id\x18\x0c \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"A\n\tForkPoint\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x0f\n\x07turn_id\x18\x02 \x01(\t\x12\x0f\n\x07ordinal\x18\x03 \x01(\x03\x42H\n\x15\x64\x65v.turnwire.agent.v1P\x01Z-turnwire.dev/protos/turnwire/agent/v1;agentv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSION_METADATAENTRY']._loaded_options = None
   _globals['_SESSION_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_SESSION']._serialized_start=88
-  _globals['_SESSION']._serialized_end=497
-  _globals['_SESSION_METADATAENTRY']._serialized_start=450
-  _globals['_SESSION_METADATAENTRY']._serialized_end=497
-  _globals['_FORKPOINT']._serialized_start=499
-  _globals['_FORKPOINT']._serialized_end=564
+  _globals['_SESSION']._serialized_end=514
+  _globals['_SESSION_METADATAENTRY']._serialized_start=467
+  _globals['_SESSION_METADATAENTRY']._serialized_end=514
+  _globals['_FORKPOINT']._serialized_start=516
+  _globals['_FORKPOINT']._serialized_end=581
 # @@protoc_insertion_point(module_scope)

@@ -56,6 +56,7 @@ class Session(_message.Message):
     ACTIVE_TURN_ID_FIELD_NUMBER: _builtins.int
     FORKED_FROM_FIELD_NUMBER: _builtins.int
     PERSISTENT_FIELD_NUMBER: _builtins.int
+    BANK_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Its id: `sess_…`."""
     agent_id: _builtins.str
@@ -70,6 +71,8 @@ class Session(_message.Message):
     """The turn that runs or awaits input now. May be empty."""
     persistent: _builtins.bool
     """False when it is erased 10 minutes after its last turn."""
+    bank_id: _builtins.str
+    """Its own memory bank, made on its first attachment. May be empty."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels: at most 32, keys to 64 and values to 512 characters."""
@@ -100,10 +103,11 @@ class Session(_message.Message):
         active_turn_id: _builtins.str = ...,
         forked_from: Global___ForkPoint | None = ...,
         persistent: _builtins.bool = ...,
+        bank_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "forked_from", b"forked_from", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_turn_id", b"active_turn_id", "agent_id", b"agent_id", "agent_version", b"agent_version", "create_time", b"create_time", "forked_from", b"forked_from", "last_ordinal", b"last_ordinal", "metadata", b"metadata", "persistent", b"persistent", "session_id", b"session_id", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_turn_id", b"active_turn_id", "agent_id", b"agent_id", "agent_version", b"agent_version", "bank_id", b"bank_id", "create_time", b"create_time", "forked_from", b"forked_from", "last_ordinal", b"last_ordinal", "metadata", b"metadata", "persistent", b"persistent", "session_id", b"session_id", "title", b"title", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

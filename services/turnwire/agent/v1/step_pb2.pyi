@@ -370,10 +370,32 @@ class MemoryRetrievalStep(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class RefusedDocumentsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> _error_pb2.Failure: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _error_pb2.Failure | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     BANK_IDS_FIELD_NUMBER: _builtins.int
     QUERY_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
     INSERTED_DOCUMENT_IDS_FIELD_NUMBER: _builtins.int
+    REFUSED_DOCUMENTS_FIELD_NUMBER: _builtins.int
     query: _builtins.str
     """The query."""
     @_builtins.property
@@ -388,6 +410,10 @@ class MemoryRetrievalStep(_message.Message):
     def inserted_document_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The documents that were put into the session's bank first."""
 
+    @_builtins.property
+    def refused_documents(self) -> _containers.MessageMap[_builtins.str, _error_pb2.Failure]:
+        """Documents that could not be read, with why."""
+
     def __init__(
         self,
         *,
@@ -395,10 +421,11 @@ class MemoryRetrievalStep(_message.Message):
         query: _builtins.str = ...,
         chunks: _abc.Iterable[_retrieval_pb2.RetrievedChunk] | None = ...,
         inserted_document_ids: _abc.Iterable[_builtins.str] | None = ...,
+        refused_documents: _abc.Mapping[_builtins.str, _error_pb2.Failure] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bank_ids", b"bank_ids", "chunks", b"chunks", "inserted_document_ids", b"inserted_document_ids", "query", b"query"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bank_ids", b"bank_ids", "chunks", b"chunks", "inserted_document_ids", b"inserted_document_ids", "query", b"query", "refused_documents", b"refused_documents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

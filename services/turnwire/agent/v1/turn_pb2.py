@@ -31,7 +31,7 @@ from turnwire.common.v1 import generation_pb2 as turnwire_dot_common_dot_v1_dot_
 from turnwire.common.v1 import message_pb2 as turnwire_dot_common_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cturnwire/agent/v1/turn.proto\x12\x11turnwire.agent.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dturnwire/agent/v1/agent.proto\x1a\x1cturnwire/agent/v1/step.proto\x1a\x1eturnwire/common/v1/error.proto\x1a#turnwire/common/v1/generation.proto\x1a turnwire/common/v1/message.proto\"\xf8\x06\n\x04Turn\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\x03\x12\x0f\n\x07ordinal\x18\x05 \x01(\x03\x12-\n\x06status\x18\x06 \x01(\x0e\x32\x1d.turnwire.agent.v1.TurnStatus\x12*\n\x05input\x18\x07 \x03(\x0b\x32\x1b.turnwire.common.v1.Message\x12&\n\x05steps\x18\x08 \x03(\x0b\x32\x17.turnwire.agent.v1.Step\x12+\n\x06output\x18\t \x01(\x0b\x32\x1b.turnwire.common.v1.Message\x12\x36\n\rawaited_input\x18\n \x01(\x0b\x32\x1f.turnwire.agent.v1.AwaitedInput\x12,\n\x07\x66\x61ilure\x18\x0b \x01(\x0b\x32\x1b.turnwire.common.v1.Failure\x12(\n\x05usage\x18\x0c \x01(\x0b\x32\x19.turnwire.common.v1.Usage\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x0f \x01(\x03\x12\x37\n\x08metadata\x18\x10 \x03(\x0b\x32%.turnwire.agent.v1.Turn.MetadataEntry\x12\x33\n\toverrides\x18\x11 \x01(\x0b\x32 .turnwire.agent.v1.TurnOverrides\x12\x15\n\rconfig_digest\x18\x12 \x01(\t\x12\x12\n\nrecoveries\x18\x13 \x01(\x05\x12\x39\n\x0f\x63\x61ncelled_calls\x18\x14 \x03(\x0b\x32 .turnwire.agent.v1.CancelledCall\x12\x15\n\rcancel_reason\x18\x15 \x01(\t\x12-\n\x08steering\x18\x16 \x03(\x0b\x32\x1b.turnwire.common.v1.Message\x12\x10\n\x08trace_id\x18\x17 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\rTurnOverrides\x12.\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1e.turnwire.agent.v1.AgentConfig\x12(\n\x04mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"r\n\x0c\x41waitedInput\x12\x31\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.turnwire.agent.v1.InputRequest\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"w\n\x0cInputRequest\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1c.turnwire.common.v1.ToolCall\x12\x0f\n\x07step_id\x18\x02 \x01(\t\x12*\n\x04kind\x18\x03 \x01(\x0e\x32\x1c.turnwire.agent.v1.InputKind\"\xf5\x01\n\tTurnInput\x12\x35\n\x0btool_result\x18\x01 \x01(\x0b\x32\x1e.turnwire.common.v1.ToolResultH\x00\x12/\n\x08\x61pproval\x18\x02 \x01(\x0b\x32\x1b.turnwire.agent.v1.ApprovalH\x00\x12>\n\x10outcome_decision\x18\x03 \x01(\x0b\x32\".turnwire.agent.v1.OutcomeDecisionH\x00\x12\x37\n\ncredential\x18\x04 \x01(\x0b\x32!.turnwire.agent.v1.ToolCredentialH\x00\x42\x07\n\x05input\"=\n\x08\x41pproval\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pproved\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xe6\x01\n\x0fOutcomeDecision\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x39\n\x06\x63hoice\x18\x02 \x01(\x0e\x32).turnwire.agent.v1.OutcomeDecision.Choice\x12.\n\x06result\x18\x03 \x01(\x0b\x32\x1e.turnwire.common.v1.ToolResult\"W\n\x06\x43hoice\x12\x16\n\x12\x43HOICE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HOICE_RETRY\x10\x01\x12\x0f\n\x0b\x43HOICE_SKIP\x10\x02\x12\x12\n\x0e\x43HOICE_PROVIDE\x10\x03\"8\n\x0eToolCredential\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x15\n\rauthorization\x18\x02 \x01(\t\"\xce\x01\n\rCancelledCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07step_id\x18\x02 \x01(\t\x12\x39\n\x07outcome\x18\x03 \x01(\x0e\x32(.turnwire.agent.v1.CancelledCall.Outcome\"`\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_STOPPED\x10\x01\x12\x12\n\x0eOUTCOME_FENCED\x10\x02\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x03*\xc8\x01\n\nTurnStatus\x12\x1b\n\x17TURN_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_STATUS_QUEUED\x10\x01\x12\x17\n\x13TURN_STATUS_RUNNING\x10\x02\x12\x1e\n\x1aTURN_STATUS_AWAITING_INPUT\x10\x03\x12\x19\n\x15TURN_STATUS_COMPLETED\x10\x04\x12\x16\n\x12TURN_STATUS_FAILED\x10\x05\x12\x19\n\x15TURN_STATUS_CANCELLED\x10\x06*\x98\x01\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16INPUT_KIND_TOOL_RESULT\x10\x01\x12\x17\n\x13INPUT_KIND_APPROVAL\x10\x02\x12\x1f\n\x1bINPUT_KIND_OUTCOME_DECISION\x10\x03\x12\x19\n\x15INPUT_KIND_CREDENTIAL\x10\x04\x42H\n\x15\x64\x65v.turnwire.agent.v1P\x01Z-turnwire.dev/protos/turnwire/agent/v1;agentv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cturnwire/agent/v1/turn.proto\x12\x11turnwire.agent.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1dturnwire/agent/v1/agent.proto\x1a\x1cturnwire/agent/v1/step.proto\x1a\x1eturnwire/common/v1/error.proto\x1a#turnwire/common/v1/generation.proto\x1a turnwire/common/v1/message.proto\"\x91\x07\n\x04Turn\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\x03\x12\x0f\n\x07ordinal\x18\x05 \x01(\x03\x12-\n\x06status\x18\x06 \x01(\x0e\x32\x1d.turnwire.agent.v1.TurnStatus\x12*\n\x05input\x18\x07 \x03(\x0b\x32\x1b.turnwire.common.v1.Message\x12&\n\x05steps\x18\x08 \x03(\x0b\x32\x17.turnwire.agent.v1.Step\x12+\n\x06output\x18\t \x01(\x0b\x32\x1b.turnwire.common.v1.Message\x12\x36\n\rawaited_input\x18\n \x01(\x0b\x32\x1f.turnwire.agent.v1.AwaitedInput\x12,\n\x07\x66\x61ilure\x18\x0b \x01(\x0b\x32\x1b.turnwire.common.v1.Failure\x12(\n\x05usage\x18\x0c \x01(\x0b\x32\x19.turnwire.common.v1.Usage\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x0f \x01(\x03\x12\x37\n\x08metadata\x18\x10 \x03(\x0b\x32%.turnwire.agent.v1.Turn.MetadataEntry\x12\x33\n\toverrides\x18\x11 \x01(\x0b\x32 .turnwire.agent.v1.TurnOverrides\x12\x15\n\rconfig_digest\x18\x12 \x01(\t\x12\x12\n\nrecoveries\x18\x13 \x01(\x05\x12\x39\n\x0f\x63\x61ncelled_calls\x18\x14 \x03(\x0b\x32 .turnwire.agent.v1.CancelledCall\x12\x15\n\rcancel_reason\x18\x15 \x01(\t\x12-\n\x08steering\x18\x16 \x03(\x0b\x32\x1b.turnwire.common.v1.Message\x12\x10\n\x08trace_id\x18\x17 \x01(\t\x12\x17\n\x0fsession_bank_id\x18\x18 \x01(\t\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"i\n\rTurnOverrides\x12.\n\x06\x63onfig\x18\x01 \x01(\x0b\x32\x1e.turnwire.agent.v1.AgentConfig\x12(\n\x04mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"r\n\x0c\x41waitedInput\x12\x31\n\x08requests\x18\x01 \x03(\x0b\x32\x1f.turnwire.agent.v1.InputRequest\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"w\n\x0cInputRequest\x12*\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x1c.turnwire.common.v1.ToolCall\x12\x0f\n\x07step_id\x18\x02 \x01(\t\x12*\n\x04kind\x18\x03 \x01(\x0e\x32\x1c.turnwire.agent.v1.InputKind\"\xf5\x01\n\tTurnInput\x12\x35\n\x0btool_result\x18\x01 \x01(\x0b\x32\x1e.turnwire.common.v1.ToolResultH\x00\x12/\n\x08\x61pproval\x18\x02 \x01(\x0b\x32\x1b.turnwire.agent.v1.ApprovalH\x00\x12>\n\x10outcome_decision\x18\x03 \x01(\x0b\x32\".turnwire.agent.v1.OutcomeDecisionH\x00\x12\x37\n\ncredential\x18\x04 \x01(\x0b\x32!.turnwire.agent.v1.ToolCredentialH\x00\x42\x07\n\x05input\"=\n\x08\x41pproval\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x61pproved\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"\xe6\x01\n\x0fOutcomeDecision\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x39\n\x06\x63hoice\x18\x02 \x01(\x0e\x32).turnwire.agent.v1.OutcomeDecision.Choice\x12.\n\x06result\x18\x03 \x01(\x0b\x32\x1e.turnwire.common.v1.ToolResult\"W\n\x06\x43hoice\x12\x16\n\x12\x43HOICE_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HOICE_RETRY\x10\x01\x12\x0f\n\x0b\x43HOICE_SKIP\x10\x02\x12\x12\n\x0e\x43HOICE_PROVIDE\x10\x03\"8\n\x0eToolCredential\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x15\n\rauthorization\x18\x02 \x01(\t\"\xce\x01\n\rCancelledCall\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07step_id\x18\x02 \x01(\t\x12\x39\n\x07outcome\x18\x03 \x01(\x0e\x32(.turnwire.agent.v1.CancelledCall.Outcome\"`\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_STOPPED\x10\x01\x12\x12\n\x0eOUTCOME_FENCED\x10\x02\x12\x13\n\x0fOUTCOME_UNKNOWN\x10\x03*\xc8\x01\n\nTurnStatus\x12\x1b\n\x17TURN_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12TURN_STATUS_QUEUED\x10\x01\x12\x17\n\x13TURN_STATUS_RUNNING\x10\x02\x12\x1e\n\x1aTURN_STATUS_AWAITING_INPUT\x10\x03\x12\x19\n\x15TURN_STATUS_COMPLETED\x10\x04\x12\x16\n\x12TURN_STATUS_FAILED\x10\x05\x12\x19\n\x15TURN_STATUS_CANCELLED\x10\x06*\x98\x01\n\tInputKind\x12\x1a\n\x16INPUT_KIND_UNSPECIFIED\x10\x00\x12\x1a\n\x16INPUT_KIND_TOOL_RESULT\x10\x01\x12\x17\n\x13INPUT_KIND_APPROVAL\x10\x02\x12\x1f\n\x1bINPUT_KIND_OUTCOME_DECISION\x10\x03\x12\x19\n\x15INPUT_KIND_CREDENTIAL\x10\x04\x42H\n\x15\x64\x65v.turnwire.agent.v1P\x01Z-turnwire.dev/protos/turnwire/agent/v1;agentv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,32 +41,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\025dev.turnwire.agent.v1P\001Z-turnwire.dev/protos/turnwire/agent/v1;agentv1'
   _globals['_TURN_METADATAENTRY']._loaded_options = None
   _globals['_TURN_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_TURNSTATUS']._serialized_start=2329
-  _globals['_TURNSTATUS']._serialized_end=2529
-  _globals['_INPUTKIND']._serialized_start=2532
-  _globals['_INPUTKIND']._serialized_end=2684
+  _globals['_TURNSTATUS']._serialized_start=2354
+  _globals['_TURNSTATUS']._serialized_end=2554
+  _globals['_INPUTKIND']._serialized_start=2557
+  _globals['_INPUTKIND']._serialized_end=2709
   _globals['_TURN']._serialized_start=283
-  _globals['_TURN']._serialized_end=1171
-  _globals['_TURN_METADATAENTRY']._serialized_start=1124
-  _globals['_TURN_METADATAENTRY']._serialized_end=1171
-  _globals['_TURNOVERRIDES']._serialized_start=1173
-  _globals['_TURNOVERRIDES']._serialized_end=1278
-  _globals['_AWAITEDINPUT']._serialized_start=1280
-  _globals['_AWAITEDINPUT']._serialized_end=1394
-  _globals['_INPUTREQUEST']._serialized_start=1396
-  _globals['_INPUTREQUEST']._serialized_end=1515
-  _globals['_TURNINPUT']._serialized_start=1518
-  _globals['_TURNINPUT']._serialized_end=1763
-  _globals['_APPROVAL']._serialized_start=1765
-  _globals['_APPROVAL']._serialized_end=1826
-  _globals['_OUTCOMEDECISION']._serialized_start=1829
-  _globals['_OUTCOMEDECISION']._serialized_end=2059
-  _globals['_OUTCOMEDECISION_CHOICE']._serialized_start=1972
-  _globals['_OUTCOMEDECISION_CHOICE']._serialized_end=2059
-  _globals['_TOOLCREDENTIAL']._serialized_start=2061
-  _globals['_TOOLCREDENTIAL']._serialized_end=2117
-  _globals['_CANCELLEDCALL']._serialized_start=2120
-  _globals['_CANCELLEDCALL']._serialized_end=2326
-  _globals['_CANCELLEDCALL_OUTCOME']._serialized_start=2230
-  _globals['_CANCELLEDCALL_OUTCOME']._serialized_end=2326
+  _globals['_TURN']._serialized_end=1196
+  _globals['_TURN_METADATAENTRY']._serialized_start=1149
+  _globals['_TURN_METADATAENTRY']._serialized_end=1196
+  _globals['_TURNOVERRIDES']._serialized_start=1198
+  _globals['_TURNOVERRIDES']._serialized_end=1303
+  _globals['_AWAITEDINPUT']._serialized_start=1305
+  _globals['_AWAITEDINPUT']._serialized_end=1419
+  _globals['_INPUTREQUEST']._serialized_start=1421
+  _globals['_INPUTREQUEST']._serialized_end=1540
+  _globals['_TURNINPUT']._serialized_start=1543
+  _globals['_TURNINPUT']._serialized_end=1788
+  _globals['_APPROVAL']._serialized_start=1790
+  _globals['_APPROVAL']._serialized_end=1851
+  _globals['_OUTCOMEDECISION']._serialized_start=1854
+  _globals['_OUTCOMEDECISION']._serialized_end=2084
+  _globals['_OUTCOMEDECISION_CHOICE']._serialized_start=1997
+  _globals['_OUTCOMEDECISION_CHOICE']._serialized_end=2084
+  _globals['_TOOLCREDENTIAL']._serialized_start=2086
+  _globals['_TOOLCREDENTIAL']._serialized_end=2142
+  _globals['_CANCELLEDCALL']._serialized_start=2145
+  _globals['_CANCELLEDCALL']._serialized_end=2351
+  _globals['_CANCELLEDCALL_OUTCOME']._serialized_start=2255
+  _globals['_CANCELLEDCALL_OUTCOME']._serialized_end=2351
 # @@protoc_insertion_point(module_scope)

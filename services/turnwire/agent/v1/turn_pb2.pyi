@@ -147,6 +147,7 @@ class Turn(_message.Message):
     CANCEL_REASON_FIELD_NUMBER: _builtins.int
     STEERING_FIELD_NUMBER: _builtins.int
     TRACE_ID_FIELD_NUMBER: _builtins.int
+    SESSION_BANK_ID_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     """Its id: the caller's, or `turn_…`."""
     session_id: _builtins.str
@@ -169,6 +170,8 @@ class Turn(_message.Message):
     """Why it was cancelled. Set when it was cancelled."""
     trace_id: _builtins.str
     """The W3C trace id of the turn and its steps, in hexadecimal: that of the call that began it."""
+    session_bank_id: _builtins.str
+    """The session's own memory bank, where this turn could read of it. May be empty."""
     @_builtins.property
     def input(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """What the user said."""
@@ -243,10 +246,11 @@ class Turn(_message.Message):
         cancel_reason: _builtins.str = ...,
         steering: _abc.Iterable[_message_pb2.Message] | None = ...,
         trace_id: _builtins.str = ...,
+        session_bank_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["awaited_input", b"awaited_input", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "output", b"output", "overrides", b"overrides", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "awaited_input", b"awaited_input", "cancel_reason", b"cancel_reason", "cancelled_calls", b"cancelled_calls", "config_digest", b"config_digest", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "last_sequence", b"last_sequence", "metadata", b"metadata", "ordinal", b"ordinal", "output", b"output", "overrides", b"overrides", "recoveries", b"recoveries", "session_id", b"session_id", "status", b"status", "steering", b"steering", "steps", b"steps", "trace_id", b"trace_id", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "awaited_input", b"awaited_input", "cancel_reason", b"cancel_reason", "cancelled_calls", b"cancelled_calls", "config_digest", b"config_digest", "create_time", b"create_time", "end_time", b"end_time", "failure", b"failure", "input", b"input", "last_sequence", b"last_sequence", "metadata", b"metadata", "ordinal", b"ordinal", "output", b"output", "overrides", b"overrides", "recoveries", b"recoveries", "session_bank_id", b"session_bank_id", "session_id", b"session_id", "status", b"status", "steering", b"steering", "steps", b"steps", "trace_id", b"trace_id", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

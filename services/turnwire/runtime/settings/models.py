@@ -175,11 +175,33 @@ class ProvidersSettings(_Section):
         return self
 
 
+class AssistantSettings(_Section):
+    """What the ready-made agent `assistant` has. Its prompt is short: a small model reads some hundred tokens a second."""
+
+    model: str = ""
+    """Its model; empty: the first chat model that is served."""
+    instructions: str = "You are a helpful assistant. Answer briefly and plainly."
+    """What it is told before every conversation."""
+    input_shields: list[str] = []
+    """Shields on what the user says."""
+    output_shields: list[str] = []
+    """Shields on its answers."""
+    tools: list[str] = []
+    """Tools of the tool executor."""
+    banks: list[str] = []
+    """Memory banks that it looks things up in before it answers."""
+    max_chunks: Annotated[int, Field(ge=1)] = 2
+    """At most so many retrieved chunks."""
+    max_tokens_in_context: Annotated[int, Field(ge=1)] = 300
+    """At most so many tokens of retrieved text."""
+    min_score: float = 0.3
+    """Chunks that fit less are left out."""
+
+
 class AgentSettings(_Section):
     """The agent service."""
 
-    assistant_model: str = ""
-    """The model of the ready-made agent; empty: the first chat model that is served."""
+    assistant: AssistantSettings = AssistantSettings()
     heartbeat_seconds: Seconds = 15.0
     """So much silence on a turn's stream gives a heartbeat."""
     inference_timeout_seconds: Seconds = 900.0

@@ -1,0 +1,191 @@
+"""A TOOL_EXECUTION step: the calls of one answer that the mesh runs, all at once, each with events of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import grpc
+
+from turnwire.agent.log.writer import draft
+from turnwire.agent.turn.calls import failed_result, is_callers
+from turnwire.agent.turn.config import CODE_INTERPRETER
+from turnwire.agent.turn.retrying import delay_of, passes
+from turnwire.agent.turn.transcript import excerpts
+from turnwire.agent.v1 import agent_pb2, event_pb2, step_pb2, turn_pb2
+from turnwire.common.v1 import error_pb2, message_pb2
+from turnwire.errors import TurnwireError, from_rpc_error
+from turnwire.runtime.channels import upstream
+from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
+
+if TYPE_CHECKING:
+    from turnwire.agent.log.writer import TurnWriter
+    from turnwire.agent.turn.config import TurnConfig
+    from turnwire.agent.turn.retrieval import RetrievalStep
+    from turnwire.agent.turn.screening import Commit, Screening
+    from turnwire.tool_executor.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceStub
+
+_TRIES = 8
+"""How often the executor is asked for one call while it is away: asking again under a call id is safe."""
+_SECONDS = 900.0
+_CANCEL_SECONDS = 2.0
+
+_OUTCOMES = {
+    execution_pb2.EXECUTION_STATE_CANCELLED: turn_pb2.CancelledCall.OUTCOME_STOPPED,
+    execution_pb2.EXECUTION_STATE_OUTCOME_UNKNOWN: turn_pb2.CancelledCall.OUTCOME_UNKNOWN,
+}
+
+
+class ToolStep:
+    """Runs tool calls of one turn."""
+
+    def __init__(
+        self,
+        executor: ToolExecutorServiceStub,
+        retrieval: RetrievalStep,
+        writer: TurnWriter,
+        config: TurnConfig,
+        screening: Screening,
+        commit: Commit,
+        *,
+        epoch: int,
+    ) -> None:
+        """`epoch` is that of the turn's owner: the executor refuses those of owners before it."""
+        self._executor = executor
+        self._retrieval = retrieval
+        self._writer = writer
+        self._config = config
+        self._screening = screening
+        self._commit = commit
+        self._epoch = epoch
+
+    async def run(self, turn: turn_pb2.Turn, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
+        """Runs all calls that have no result; their events are committed when it returns."""
+        async with asyncio.TaskGroup() as group:
+            for execution in self._open(step):
+                group.create_task(self._one(turn, step, execution), name=f"call {execution.call.call_id}")
+        return []
+
+    async def stop(
+        self, turn: turn_pb2.Turn, step: step_pb2.Step
+    ) -> dict[str, turn_pb2.CancelledCall.Outcome.ValueType]:
+        """Stops the calls that are open and returns what became of each."""
+        open_calls = [execution.call for execution in self._open(step) if execution.HasField("start_time")]
+        outcomes = await asyncio.gather(*(self._stopped(turn, call) for call in open_calls))
+        return {call.call_id: outcome for call, outcome in zip(open_calls, outcomes, strict=True)}
+
+    def _open(self, step: step_pb2.Step) -> list[step_pb2.ToolExecution]:
+        return [
+            execution
+            for execution in step.tool_execution.executions
+            if not execution.HasField("result") and not is_callers(execution.call, self._config)
+        ]
+
+    async def _one(self, turn: turn_pb2.Turn, step: step_pb2.Step, execution: step_pb2.ToolExecution) -> None:
+        call = message_pb2.ToolCall()
+        call.CopyFrom(execution.call)
+        if not execution.HasField("start_time"):
+            started = event_pb2.ToolCallStarted(call_id=call.call_id)
+            await self._commit([draft(turn.turn_id, "tool_call_started", started, step.step_id)])
+        result = await self._result(turn, step, call)
+        result.call_id, result.name = call.call_id, call.name
+        if self._screening.holds_result(call.name) and result.content:
+            passed = await self._screening.result(turn, step.iteration, result)
+            result = _withheld(call) if passed is None else result
+            result.content = passed or ""
+        completed = event_pb2.ToolCallCompleted(result=result)
+        await self._commit([draft(turn.turn_id, "tool_call_completed", completed, step.step_id)])
+
+    async def _result(
+        self, turn: turn_pb2.Turn, step: step_pb2.Step, call: message_pb2.ToolCall
+    ) -> message_pb2.ToolResult:
+        tool = self._config.tool(call.name)
+        assert tool is not None
+        attempt = 1
+        while True:
+            try:
+                if tool.WhichOneof("tool") == "memory_search":
+                    return await self._searched(turn, tool.memory_search, call)
+                return await self._executed(turn, step, tool, call)
+            except grpc.RpcError as raised:
+                service = "memory" if tool.WhichOneof("tool") == "memory_search" else "tool_executor"
+                error = from_rpc_error(raised, service=service)
+            except TurnwireError as raised:
+                error = raised
+            if not passes(error) or attempt >= _TRIES:
+                return failed_result(call, error.reason, error.message, {"tool": call.name, **error.metadata})
+            await asyncio.sleep(min(2.0, delay_of(error, min(attempt, 2))))
+            attempt += 1
+
+    async def _executed(
+        self, turn: turn_pb2.Turn, step: step_pb2.Step, tool: agent_pb2.AgentTool, call: message_pb2.ToolCall
+    ) -> message_pb2.ToolResult:
+        named = message_pb2.ToolCall()
+        named.CopyFrom(call)
+        named.name = tool.registered.tool_id
+        request = tool_executor_service_pb2.ExecuteToolRequest(
+            call=named, turn_id=turn.turn_id, session_id=turn.session_id, owner_epoch=self._epoch
+        )
+        if tool.HasField("limits"):
+            _take_limits(request.limits, tool.limits)
+        if named.name == CODE_INTERPRETER and self._config.files_go_to_interpreter:
+            request.attachments.extend(attachment for message in turn.input for attachment in message.attachments)
+        held = self._screening.holds_result(call.name)
+        stream = self._executor.ExecuteTool(request, timeout=_SECONDS)
+        async with upstream(stream):
+            async for response in stream:
+                match response.WhichOneof("payload"):
+                    case "output" if not held:
+                        self._writer.delta(
+                            step.step_id,
+                            step.attempt,
+                            event_pb2.DELTA_PART_TOOL_OUTPUT,
+                            response.output.text,
+                            call_id=call.call_id,
+                            offset=response.output.offset,
+                        )
+                    case "result":
+                        return response.result
+                    case _:
+                        pass  # progress, and pieces of later versions
+        raise TurnwireError.cut("tool_executor")
+
+    async def _searched(
+        self, turn: turn_pb2.Turn, tool: agent_pb2.MemorySearchTool, call: message_pb2.ToolCall
+    ) -> message_pb2.ToolResult:
+        banks = list(tool.bank_ids or self._config.config.retrieval.bank_ids)
+        if turn.session_bank_id and not tool.bank_ids:
+            banks.append(turn.session_bank_id)
+        query = str(json.loads(call.arguments_json)["query"])
+        chunks = await self._retrieval.search(banks, query, tool.max_chunks or 5)
+        return message_pb2.ToolResult(content=excerpts(chunks) or "Nothing was found.")
+
+    async def _stopped(
+        self, turn: turn_pb2.Turn, call: message_pb2.ToolCall
+    ) -> turn_pb2.CancelledCall.Outcome.ValueType:
+        tool = self._config.tool(call.name)
+        if tool is None or tool.WhichOneof("tool") != "registered":
+            return turn_pb2.CancelledCall.OUTCOME_STOPPED
+        request = tool_executor_service_pb2.CancelExecutionRequest(
+            turn_id=turn.turn_id, call_id=call.call_id, owner_epoch=self._epoch
+        )
+        try:
+            response = await self._executor.CancelExecution(request, timeout=_CANCEL_SECONDS)
+        except grpc.RpcError:
+            return turn_pb2.CancelledCall.OUTCOME_UNKNOWN
+        return _OUTCOMES.get(response.execution.state, turn_pb2.CancelledCall.OUTCOME_FENCED)
+
+
+def _take_limits(limits: tool_executor_service_pb2.ExecutionLimits, wanted: agent_pb2.ToolLimits) -> None:
+    for descriptor, value in wanted.ListFields():
+        getattr(limits, descriptor.name).CopyFrom(value)
+
+
+def _withheld(call: message_pb2.ToolCall) -> message_pb2.ToolResult:
+    return failed_result(
+        call,
+        error_pb2.ERROR_REASON_TOOL_DENIED,
+        f"A shield withheld the result of {call.name}.",
+        {"tool": call.name, "call_id": call.call_id},
+    )
