@@ -76,7 +76,17 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int) -> Memory:
-    """Returns the memory that a process holds, and the most it has held."""
-    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
-    peak = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    """Returns the memory that a process holds, and the most it has held.
+
+    Raises:
+        RuntimeError: the process has ended.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except FileNotFoundError:
+        status = ""
+    # One that has ended may still have a status, but it has no memory.
+    peak = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
+    if peak is None:
+        raise RuntimeError(f"the process {pid} has ended")
     return Memory(psutil.Process(pid).memory_info().rss, int(peak.split()[1]) * 1024)

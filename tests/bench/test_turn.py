@@ -148,6 +148,15 @@ def _with_tokens_uncounted(events: list[event_pb2.StepEvent]) -> None:
     events[-1].turn_completed.usage.completion_tokens = 3
 
 
+def _with_a_boundary_twice(events: list[event_pb2.StepEvent]) -> None:
+    events.insert(-1, events[-2])
+
+
+def _with_a_step_that_never_ends(events: list[event_pb2.StepEvent]) -> None:
+    del events[-2]
+    events[-1].first_sequence = events[-1].sequence = events[-2].sequence + 1
+
+
 def _with_nothing(events: list[event_pb2.StepEvent]) -> None:
     events.clear()
 
@@ -165,6 +174,8 @@ def _with_nothing(events: list[event_pb2.StepEvent]) -> None:
         _with_a_step_that_changes_its_id,
         _with_a_second_attempt,
         _with_tokens_uncounted,
+        _with_a_boundary_twice,
+        _with_a_step_that_never_ends,
         _with_nothing,
     ],
 )
@@ -207,7 +218,8 @@ def test_commits_are_counted_whether_or_not_the_log_begins_anew(tmp_path: Path, 
         writer.execute("PRAGMA journal_mode = WAL")
         writer.execute("CREATE TABLE schema_version (version BIGINT)")
         writer.execute("CREATE TABLE texts (text TEXT)")
-        for _ in range(5):
+        # More than comes later: where the log begins anew, its old frames still stand behind the new ones.
+        for _ in range(200):
             writer.execute("INSERT INTO texts VALUES ('before')")
         if checkpointed:
             writer.execute("PRAGMA wal_checkpoint(FULL)")
@@ -236,6 +248,14 @@ def test_memory_is_that_of_the_process():
     found = memory(os.getpid())
 
     assert len(held) < found.now <= found.peak
+
+
+async def test_a_process_that_has_ended_has_no_memory():
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+    await process.wait()
+
+    with pytest.raises(RuntimeError, match="has ended"):
+        memory(process.pid)
 
 
 def test_a_percentile_is_one_of_the_values():

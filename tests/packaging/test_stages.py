@@ -112,10 +112,10 @@ def test_a_stage_is_ended_at_its_limit_with_all_that_it_started(tmp_path: Path):
     assert has_ended(pid_in(pid))
 
 
-def test_a_stage_that_talks_without_end_is_ended_too():
-    _, lines = ci("while :; do echo x; sleep 0.01; done", limit=1)
+def test_a_stage_that_talks_without_end_is_ended_too_and_that_is_a_failure_of_its_own():
+    _, lines = ci("echo 1 failed, 2 passed in 1s; while :; do echo x; sleep 0.01; done", limit=1)
 
-    assert "== 1: 0 passed, 1 failed" == stage_line(lines, 1)
+    assert "== 1: 2 passed, 2 failed" == stage_line(lines, 1)
 
 
 def test_a_process_that_a_stage_left_in_a_session_of_its_own_does_not_hold_it_up(tmp_path: Path):

@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-import json
-import random
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
 from turnwire.agent.v1 import agent_service_pb2, turn_pb2
-from turnwire.common.v1 import error_pb2, message_pb2
-from turnwire.errors import Draining, NotFound, NotOwner, TurnwireError, Unavailable, from_rpc_error
+from turnwire.client.caller_tools import CallerTools
+from turnwire.client.resumption import Patience, Silence, judged
+from turnwire.errors import Cancelled, TurnFinished, TurnNotAwaitingInput, TurnwireError, Unavailable
 from turnwire.fold import SequenceGapError, TurnFold
+from turnwire.ids import new_id
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
     from turnwire.agent.v1 import event_pb2
     from turnwire.agent.v1.agent_service_pb2_grpc import AgentServiceStub
 
-Tool = "Callable[..., Any]"
-_RESUMED = (Unavailable, Draining, NotOwner)
+_SECONDS = 30.0
 
 
 class TurnStream:
     """Iterates over the events of a turn, and folds them.
 
     A stream that is cut is resumed after the last number that was seen; events come once each. Leaving early ends the
-    stream, never the turn.
+    stream, never the turn. An iteration that was left can be taken up again by another; two at once are refused.
     """
 
     def __init__(
@@ -44,28 +43,35 @@ class TurnStream:
         tools: Mapping[str, Callable[..., Any]] | None = None,
         heartbeats: bool = False,
         resume_timeout: float = 60.0,
+        stall_timeout: float | None = 60.0,
     ) -> None:
         """Runs `request`, or watches `turn_id`. `tools` are the caller's functions, called with their arguments.
 
-        `resume_timeout` is how long, in seconds, a cut stream is tried to be resumed.
+        `resume_timeout` is how long, in seconds, a cut stream is tried to be resumed. A stream on which not even a
+        heartbeat comes for `stall_timeout` seconds counts as cut.
         """
         self._stub = stub
         self._request = request
         self._turn_id = turn_id or (request.turn_id if request is not None else "")
         self._follow_pauses = follow_pauses
-        self._tools = dict(tools or {})
+        self._tools = CallerTools(tools) if tools else None
         self._heartbeats = heartbeats
         self._resume_timeout = resume_timeout
+        self._stall_timeout = stall_timeout
         self._started = request is None
         self._position = after_sequence
         self._call: Any = None
-        self._closed = False
+        self._reading = False
+        self._reader: object = None
+        self._left_pause = False
+        self._refused_at = -1
+        self._closing = asyncio.Event()
         self.fold = TurnFold(self._turn_id)
-        """The fold; whole only when the stream was read from its first event."""
+        """The fold; it stays empty when the stream is not read from the turn's first event."""
         self.reconnects = 0
         """How often the stream was resumed."""
         self.request_id = ""
-        """The id under which the service logged the last stream."""
+        """The id under which the service logs the present stream."""
 
     async def __aenter__(self) -> TurnStream:
         """Gives the stream itself; it is closed on exit."""
@@ -78,14 +84,13 @@ class TurnStream:
         self.close()
 
     def close(self) -> None:
-        """Ends the stream, and the iteration of whoever reads it; the turn goes on."""
-        self._closed = True
-        self._end_call()
+        """Ends the stream, and the iteration of whoever reads it; the turn goes on.
 
-    def _end_call(self) -> None:
+        Functions of the caller that run for the turn are cancelled.
+        """
+        self._closing.set()
         if self._call is not None:
             self._call.cancel()
-            self._call = None
 
     @property
     def turn_id(self) -> str:
@@ -93,13 +98,23 @@ class TurnStream:
         return self._turn_id
 
     @property
+    def last_sequence(self) -> int:
+        """The number of the last event that was seen: where `watch_turn` goes on."""
+        return self._position
+
+    @property
+    def whole(self) -> bool:
+        """True when the stream is read from the turn's first event, so that `fold` has all of it."""
+        return self.fold.last_sequence == self._position
+
+    @property
     def turn(self) -> turn_pb2.Turn:
-        """The turn as far as its events have come."""
+        """The turn as far as its events have come. Only of a `whole` stream."""
         return self.fold.turn
 
     @property
     def text(self) -> str:
-        """The answer so far: the final one, or the text of the last inference."""
+        """The answer so far: the final one, or the text of the last inference. Only of a `whole` stream."""
         turn = self.fold.turn
         if turn.HasField("output"):
             return "".join(part.text for part in turn.output.parts)
@@ -107,122 +122,214 @@ class TurnStream:
         return texts[-1] if texts else ""
 
     async def result(self) -> turn_pb2.Turn:
-        """Reads to the end and returns the turn."""
+        """Reads to the end and returns the turn. A turn that failed is returned too: look at its `status`."""
         async for _ in self:
             pass
-        return self.turn
+        return self.turn if self.whole else await self._fetched()
 
-    async def __aiter__(self) -> AsyncIterator[event_pb2.StepEvent]:
+    async def __aiter__(self) -> AsyncGenerator[event_pb2.StepEvent, None]:
         """Yields the events to the end of the turn, or to a pause that nobody here answers.
 
         Raises:
             TurnwireError: the turn could not be run, or its stream not be resumed in time.
         """
-        deadline: float | None = None
-        delay = 0.05
-        loop = asyncio.get_running_loop()
-        while not self._closed:
-            try:
-                async for event in self._once():
-                    deadline, delay = None, 0.05
-                    yield event
-                if self._ended():
-                    if not await self._answered():
-                        return
-                    continue
-                cut: TurnwireError = TurnwireError.cut("agent")
-            except _RESUMED as error:
-                cut = error
-            except SequenceGapError:
-                # What was lost comes again: the stream is read after the last number that is folded.
-                self._position = self.fold.last_sequence
-                continue
-            finally:
-                self._end_call()
-            if self._closed:
-                return
-            deadline = deadline if deadline is not None else loop.time() + self._resume_timeout
-            if loop.time() > deadline:
-                raise cut
-            self.reconnects += 1
-            await asyncio.sleep(delay * random.uniform(0.7, 1.3))  # noqa: S311 - jitter, no secret
-            delay = min(delay * 2, 1.0)
-
-    async def _once(self) -> AsyncIterator[event_pb2.StepEvent]:
-        """Yields the events of one stream that are new."""
-        if not self._started and self._request is not None:
-            self._call = self._stub.RunTurn(self._request)
-        else:
-            request = agent_service_pb2.WatchTurnRequest(
-                turn_id=self._turn_id, after_sequence=self._position, follow_pauses=self._follow_pauses
-            )
-            self._call = self._stub.WatchTurn(request)
-        call = self._call
+        reader = object()
+        self._take_up(reader)
+        patience = Patience(self._resume_timeout)
         try:
-            async for event in call:
-                self._started = True
-                if event.WhichOneof("payload") == "heartbeat":
-                    if self._heartbeats:
-                        yield event
-                    continue
-                if event.sequence <= self._position:
-                    continue
-                if self.fold.last_sequence == self._position:
-                    self.fold.apply(event)
-                self._position = event.sequence
-                self._turn_id = event.turn_id
-                yield event
-        except asyncio.CancelledError:
-            # gRPC reports a call that `close` has cancelled as if its reader had been cancelled.
-            task = asyncio.current_task()
-            if not self._closed or (task is not None and task.cancelling()):
-                raise
-        except grpc.RpcError as error:
-            typed = from_rpc_error(error, service="agent")
-            # A turn whose acceptance was not answered is run again under its id: it is accepted once.
-            if isinstance(typed, NotFound) and self._request is not None and self._position == 0:
-                self._started = False
-            raise typed from error
+            while not self._closing.is_set():
+                follow = self._follow_pauses and (self._tools is None or self._left_pause)
+                try:
+                    async with aclosing(self._events(follow=follow)) as events:
+                        async for event in events:
+                            patience.renew()
+                            if not self._heartbeats and event.WhichOneof("payload") == "heartbeat":
+                                continue
+                            self._reading = False
+                            yield event
+                            self._take_up(reader)
+                            if follow and self._is_ours(event):
+                                break
+                        else:
+                            if not await self._goes_on(follow=follow):
+                                return
+                except _Cut as cut:
+                    await patience.wait(cut.error, self._pause)
+                    self.reconnects += 1
         finally:
-            call.cancel()
+            if self._reader is reader:
+                self._reader = None
+                self._reading = False
 
-    def _ended(self) -> bool:
-        turn = self.fold.turn
-        if self.fold.finished or self.fold.awaits_input:
-            return True
-        # A stream that began in the middle is not folded; the server ended it well.
-        return turn.last_sequence != self._position
+    def _take_up(self, reader: object) -> None:
+        """Lets `reader` read on. It may take the place of one that was left between two events."""
+        if self._reading:
+            raise RuntimeError(f"the stream of turn {self._turn_id} is read by another iteration: watch the turn again")
+        self._reader = reader
+        self._reading = True
 
-    async def _answered(self) -> bool:
-        """Answers a pause with the caller's functions; False when there is nothing to answer, or no function for it."""
-        if not self.fold.awaits_input:
-            return False
-        requests = list(self.fold.turn.awaited_input.requests)
-        if not requests or any(
-            request.kind != turn_pb2.INPUT_KIND_TOOL_RESULT or request.call.name not in self._tools
-            for request in requests
-        ):
-            return False
-        results = await asyncio.gather(*(self._called(request.call) for request in requests))
-        inputs = [turn_pb2.TurnInput(tool_result=result) for result in results]
+    async def _events(self, *, follow: bool) -> AsyncGenerator[event_pb2.StepEvent, None]:
+        """Yields the events of one stream that are new, and its heartbeats.
+
+        Raises:
+            _Cut: it did not end as the service ends it.
+        """
+        call = self._call = self._opened(follow=follow)
+        silence = Silence(call, self._stall_timeout)
+        cancels = _cancellations()
         try:
-            await self._stub.SubmitTurnInput(
-                agent_service_pb2.SubmitTurnInputRequest(turn_id=self._turn_id, inputs=inputs), timeout=30
-            )
+            silence.begins()
+            async for event in call:
+                silence.ends()
+                if self._taken(event):
+                    yield event
+                cancels = _cancellations()
+                silence.begins()
+        except asyncio.CancelledError:
+            # gRPC reports a call that was cancelled here as if its reader had been cancelled.
+            if _cancellations() > cancels:
+                raise
+            if self._closing.is_set():
+                return
+            if not silence.broke:
+                raise _client_closed(self._turn_id) from None
+            raise _Cut(_stalled(self._stall_timeout)) from None
         except grpc.RpcError as error:
-            raise from_rpc_error(error, service="agent") from error
+            typed, passing = judged(error)
+            raise (_Cut(typed) if passing else typed) from error
+        except SequenceGapError as gap:
+            # What was lost comes again: the stream is read after the last number that was taken.
+            raise _Cut(Unavailable("agent", detail=f"its stream had a gap: {gap}")) from gap
+        finally:
+            silence.close()
+            call.cancel()
+            if self._call is call:
+                self._call = None
+
+    def _opened(self, *, follow: bool) -> Any:
+        self.request_id = new_id("req")
+        metadata = (("turnwire-request-id", self.request_id),)
+        try:
+            if not self._started and self._request is not None:
+                self._request.follow_pauses = follow
+                return self._stub.RunTurn(self._request, metadata=metadata)
+            request = agent_service_pb2.WatchTurnRequest(
+                turn_id=self._turn_id, after_sequence=self._position, follow_pauses=follow
+            )
+            return self._stub.WatchTurn(request, metadata=metadata)
+        except grpc.aio.UsageError as error:
+            raise _client_closed(self._turn_id) from error
+
+    def _taken(self, event: event_pb2.StepEvent) -> bool:
+        """Takes an event in; False for one that was seen before."""
+        self._started = True
+        if event.WhichOneof("payload") == "heartbeat":
+            return True
+        if event.sequence <= self._position:
+            return False
+        if self.whole:
+            self.fold.apply(event)
+        elif event.first_sequence > self._position + 1:
+            raise SequenceGapError(self._position + 1, event.first_sequence)
+        self._position = event.sequence
         return True
 
-    async def _called(self, call: message_pb2.ToolCall) -> message_pb2.ToolResult:
-        result = message_pb2.ToolResult(call_id=call.call_id, name=call.name)
+    def _is_ours(self, event: event_pb2.StepEvent) -> bool:
+        """True for a pause that the functions answer.
+
+        Whether the pause is the last event only a stream tells that does not follow pauses.
+        """
+        if event.WhichOneof("payload") != "turn_awaiting_input" or self._tools is None:
+            return False
+        self._left_pause = not self._tools.answer(event.turn_awaiting_input.awaited_input.requests)
+        return not self._left_pause
+
+    async def _goes_on(self, *, follow: bool) -> bool:
+        """What follows when a stream has ended well: True for another one, False for the end of the iteration."""
+        if self._closing.is_set() or (self.whole and self.fold.finished):
+            return False
+        if self.whole and not self.fold.awaits_input:
+            # A proxy may end a stream well in the middle of a turn; the service does not.
+            raise _Cut(TurnwireError.cut("agent"))
+        if self._tools is None:
+            return False
+        requests = list((self.turn if self.whole else await self._fetched()).awaited_input.requests)
+        if self._tools.answer(requests):
+            await self._answer(self._tools, requests)
+            return True
+        self._left_pause = bool(requests)
+        return self._left_pause and self._follow_pauses and not follow
+
+    async def _answer(self, tools: CallerTools, requests: Sequence[turn_pb2.InputRequest]) -> None:
+        """Runs the functions and submits what they return, unless the stream is closed meanwhile."""
+        submissions = await self._unless_closed(tools.answers(self._turn_id, requests))
+        for request in submissions or ():
+            try:
+                await self._unless_closed(self._repeated(self._stub.SubmitTurnInput, request))
+            except (TurnFinished, TurnNotAwaitingInput):
+                # Somebody else has answered, cancelled, or waited too long: the next events tell.
+                if self._refused_at == self._position:
+                    raise
+                self._refused_at = self._position
+                return
+
+    async def _fetched(self) -> turn_pb2.Turn:
+        request = agent_service_pb2.GetTurnRequest(turn_id=self._turn_id)
+        return (await self._repeated(self._stub.GetTurn, request)).turn
+
+    async def _repeated(self, method: Callable[..., Awaitable[Any]], request: object) -> Any:
+        """Returns the answer of a method that may be repeated, also when the service is away for a while."""
+        patience = Patience(self._resume_timeout)
+        while True:
+            try:
+                return await method(request, timeout=_SECONDS)
+            except grpc.RpcError as error:
+                typed, passing = judged(error)
+                if not passing:
+                    raise typed from error
+                await patience.wait(typed, self._pause)
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits, but not longer than the stream is open."""
         try:
-            value = self._tools[call.name](**json.loads(call.arguments_json or "{}"))
-            if inspect.isawaitable(value):
-                value = await value
-            result.content = value if isinstance(value, str) else json.dumps(value)
-        except Exception as error:
-            # The model reads what went wrong, as it would of any tool.
-            result.failure.reason = error_pb2.ERROR_REASON_TOOL_FAILED
-            result.failure.message = f"{type(error).__name__}: {error}"
-            result.failure.metadata["tool"] = call.name
-        return result
+            async with asyncio.timeout(seconds):
+                await self._closing.wait()
+        except TimeoutError:
+            pass
+
+    async def _unless_closed(self, work: Awaitable[Any]) -> Any:
+        """Returns what `work` gives; None when the stream was closed meanwhile, and `work` cancelled."""
+        working = asyncio.ensure_future(work)
+        closed = asyncio.ensure_future(self._closing.wait())
+        try:
+            await asyncio.wait({working, closed}, return_when=asyncio.FIRST_COMPLETED)
+            return working.result() if working.done() else None
+        finally:
+            working.cancel()
+            closed.cancel()
+            await asyncio.gather(working, closed, return_exceptions=True)
+
+
+class _Cut(Exception):
+    """A stream ended in the middle of its turn."""
+
+    def __init__(self, error: TurnwireError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
+
+
+def _client_closed(turn_id: str) -> Cancelled:
+    return Cancelled(f"The client was closed while turn {turn_id} was read. The turn goes on: watch it with another.")
+
+
+def _stalled(seconds: float | None) -> Unavailable:
+    return Unavailable(
+        "agent",
+        detail=f"its stream was silent for {seconds:g} s, without a heartbeat (`stall_timeout` has to be longer than "
+        "`agent.heartbeat_seconds` of the service)",
+    )

@@ -212,7 +212,7 @@ class ProviderUnavailable(ProviderError):
     code = grpc.StatusCode.UNAVAILABLE
     reason = error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE
     retryable = True
-    _verb = "cannot be reached"
+    _verb = "is not available"
 
 
 class ProviderRateLimited(ProviderError):

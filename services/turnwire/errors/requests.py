@@ -50,10 +50,11 @@ class ContextLengthExceeded(InvalidArgument):
     names_method = False
 
     def __init__(self, model: str, *, prompt_tokens: int, context_tokens: int) -> None:
-        """Tells both numbers."""
+        """Tells both numbers; a window of 0 is one that the provider does not tell."""
+        takes = f"{context_tokens}, the answer included" if context_tokens else "fewer"
         TurnwireError.__init__(
             self,
-            f"The prompt has {prompt_tokens} tokens and {model} takes {context_tokens}, the answer included: "
+            f"The prompt has {prompt_tokens} tokens and {model} takes {takes}: "
             "shorten it, or choose a model with a larger window.",
             metadata={"model": model, "prompt_tokens": prompt_tokens, "context_tokens": context_tokens},
         )

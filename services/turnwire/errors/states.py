@@ -144,10 +144,11 @@ class WeightsMissing(FailedPrecondition):
 
     reason = error_pb2.ERROR_REASON_WEIGHTS_MISSING
 
-    def __init__(self, model: str, file: str) -> None:
-        """Names the file that is looked for."""
+    def __init__(self, model: str, file: str, *, hint: str = "") -> None:
+        """Names the file that is looked for, and what to do when it is none that can be pulled."""
+        todo = hint or f"run `turnwire models pull {model}`"
         super().__init__(
-            f"The weights of {model} are not on this machine ({file}): run `turnwire models pull {model}`.",
+            f"The weights of {model} are not on this machine ({file}): {todo}.",
             metadata={"model": model, "file": file},
         )
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from turnwire.common.v1 import inspect_service_pb2
+from turnwire.errors import TurnwireError
 from turnwire.inference import providers
 from turnwire.inference.model_service import ModelServicer
 from turnwire.inference.registry import Models
@@ -41,8 +42,8 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         return [await _described(provider, kind) for kind, provider in built]
 
     context.add_providers(described)
-    await asyncio.gather(*(provider.start() for _, provider in built))
     try:
+        await asyncio.gather(*(provider.start() for _, provider in built))
         yield
     finally:
         await asyncio.gather(*(provider.close() for _, provider in built), return_exceptions=True)
@@ -50,9 +51,12 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
 
 
 async def _described(provider: Provider, provider_type: str) -> inspect_service_pb2.Provider:
+    serves: list[str] = []
+    if provider.state()[0] == inspect_service_pb2.Provider.STATE_READY:
+        # A provider may learn by being asked that it is not ready.
+        with suppress(TurnwireError):
+            serves = [model.provider_model_id for model in await provider.models()]
     state, detail = provider.state()
-    ready = state == inspect_service_pb2.Provider.STATE_READY
-    serves = [model.provider_model_id for model in await provider.models()] if ready else []
     return inspect_service_pb2.Provider(
         provider_id=provider.provider_id,
         provider_type=provider_type,

@@ -15,8 +15,13 @@ if TYPE_CHECKING:
     import grpc
 
     from turnwire.inference.registry import Models
+    from turnwire.inference.v1 import model_pb2
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+
+_BEFORE_ALL = (-1, "", "")
+_AFTER_BUILT_IN = 2**31
 
 
 class ModelServicer(ModelServiceServicer):
@@ -29,16 +34,17 @@ class ModelServicer(ModelServiceServicer):
     async def ListModels(self, request: messages.ListModelsRequest, context: Context) -> messages.ListModelsResponse:
         """Lists the models that can be used."""
         limit = page_size(request.page_size)
-        (start,) = decode_position(request.page_token, (0,))
-        models = [
-            model
-            for model in await self._models.all(current().tenant)
-            if request.provider_id in {"", model.provider_id} and request.type in {0, model.type}
+        last = decode_position(request.page_token, _BEFORE_ALL)
+        rest = [
+            (position, model)
+            for number, model in enumerate(await self._models.all(current().tenant))
+            if (position := _position(number, model)) > last
+            and request.provider_id in {"", model.provider_id}
+            and request.type in {0, model.type}
         ]
-        first = max(0, int(start))
-        following = first + limit
-        token = encode_position(following) if following < len(models) else ""
-        return messages.ListModelsResponse(models=models[first:following], next_page_token=token)
+        page = rest[:limit]
+        token = encode_position(*page[-1][0]) if len(rest) > limit else ""
+        return messages.ListModelsResponse(models=[model for _, model in page], next_page_token=token)
 
     async def GetModel(self, request: messages.GetModelRequest, context: Context) -> messages.GetModelResponse:
         """Gets one model."""
@@ -60,6 +66,14 @@ class ModelServicer(ModelServiceServicer):
         _require(request.model_id)
         await self._models.unregister(current().tenant, request.model_id)
         return messages.UnregisterModelResponse()
+
+
+def _position(number: int, model: model_pb2.Model) -> tuple[int, str, str]:
+    """What providers bring stands in the order of the configuration; registrations come after it, by their names.
+
+    So a page begins after the name that ended the last one, whatever was taken back meanwhile.
+    """
+    return (number, "", "") if model.built_in else (_AFTER_BUILT_IN, model.model_id, model.provider_id)
 
 
 def _require(name: str) -> None:

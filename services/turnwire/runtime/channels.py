@@ -68,6 +68,8 @@ def channel_options(*, keepalive_ms: int = 3_000, small_windows: bool = False) -
         ("grpc.service_config", _SERVICE_CONFIG),
         ("grpc.keepalive_time_ms", keepalive_ms),
         ("grpc.keepalive_timeout_ms", max(1_500, keepalive_ms // 3)),
+        # A probe of the bandwidth that is out holds the keepalive's ping back, and has a minute of its own.
+        ("grpc.http2.ping_timeout_ms", max(1_500, keepalive_ms // 3)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),

@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,9 +58,10 @@ class RunningMesh:
         """Returns where a service is."""
         return self.settings.address(service)
 
-    def client(self, *, api_key: str | None = None) -> Any:
-        """Returns the context of a client of this mesh."""
-        return Client.connect(self.address("agent"), inference_address=self.address("inference"), api_key=api_key)
+    def client(self, **connecting: Any) -> AbstractAsyncContextManager[Client]:
+        """Returns the context of a client of this mesh; arguments are those of `Client.connect`."""
+        here: dict[str, Any] = {"address": self.address("agent"), "inference_address": self.address("inference")}
+        return Client.connect(**here | connecting)
 
     def context(self, service: str) -> ServiceContext:
         """Returns what a service of this process was given. One process only."""

@@ -36,8 +36,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from turnwire.common.v1 import error_pb2, generation_pb2, inspect_service_pb2, message_pb2
-from turnwire.errors import Historic, ModelCapability, TurnwireError
+from turnwire.errors import ContextLengthExceeded, Historic, ModelCapability, TurnwireError
 from turnwire.inference.registry import built_in
+from turnwire.inference.stopping import StopSequences
 from turnwire.inference.v1 import inference_service_pb2, model_pb2
 
 if TYPE_CHECKING:
@@ -137,16 +138,22 @@ class ScriptedProvider:
         """Answers as the first fitting rule says."""
         self.requests = [*self.requests[-99:], request]
         with self._counted():
+            length = _words(request.messages)
+            if 0 < self.config.context_tokens < length:
+                raise ContextLengthExceeded(
+                    model.model_id, prompt_tokens=length, context_tokens=self.config.context_tokens
+                )
             rule = self._rule(request)
             written = 0
-            async for piece in self._pieces(rule, request):
+            stops = StopSequences(request.sampling_parameters.stop_sequences)
+            async for piece in self._pieces(rule, request, stops):
                 written += 1
                 yield piece
             if rule.hang:
                 await asyncio.Event().wait()
             if rule.error is not None:
                 raise _error(rule.error, self.provider_id)
-            yield self._completed(rule, request, written)
+            yield self._completed(rule, request, written, stopped=stops.found)
 
     async def complete(
         self, model: model_pb2.Model, request: inference_service_pb2.CompletionRequest
@@ -203,7 +210,7 @@ class ScriptedProvider:
         return Rule(text=said)
 
     async def _pieces(
-        self, rule: Rule, request: inference_service_pb2.ChatCompletionRequest
+        self, rule: Rule, request: inference_service_pb2.ChatCompletionRequest, stops: StopSequences
     ) -> AsyncGenerator[Piece, None]:
         if rule.reasoning is not None:
             yield inference_service_pb2.ChatCompletionResponse(
@@ -211,23 +218,34 @@ class ScriptedProvider:
             )
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        for index, text in enumerate(_texts(rule, request.sampling_parameters)):
+        for index, piece in enumerate(_texts(rule, request.sampling_parameters)):
             if rule.tokens_per_second:
                 await asyncio.sleep(begun + index / rule.tokens_per_second - loop.time())
             elif index % 64 == 63:
                 await asyncio.sleep(0)
-            yield inference_service_pb2.ChatCompletionResponse(text=inference_service_pb2.TextDelta(text=text))
+            text = stops.feed(piece)
+            if text:
+                yield inference_service_pb2.ChatCompletionResponse(text=inference_service_pb2.TextDelta(text=text))
+            if stops.found:
+                return
+        rest = stops.finish()
+        if rest:
+            yield inference_service_pb2.ChatCompletionResponse(text=inference_service_pb2.TextDelta(text=rest))
         for index, call in enumerate(rule.calls):
             for piece in _call_pieces(index, call):
                 yield piece
 
-    def _completed(self, rule: Rule, request: inference_service_pb2.ChatCompletionRequest, written: int) -> Piece:
+    def _completed(
+        self, rule: Rule, request: inference_service_pb2.ChatCompletionRequest, written: int, *, stopped: bool
+    ) -> Piece:
         reason = message_pb2.STOP_REASON_END_OF_TURN
         if rule.calls:
             reason = message_pb2.STOP_REASON_END_OF_MESSAGE
         limit = request.sampling_parameters.max_tokens
         if request.sampling_parameters.HasField("max_tokens") and _length(rule, request) > limit:
             reason = message_pb2.STOP_REASON_OUT_OF_TOKENS
+        if stopped:
+            reason = message_pb2.STOP_REASON_STOP_SEQUENCE
         if rule.stop_reason is not None:
             reason = message_pb2.StopReason.Value(f"STOP_REASON_{rule.stop_reason}")
         usage = generation_pb2.Usage(prompt_tokens=_words(request.messages), completion_tokens=written)

@@ -7,6 +7,7 @@ because the engine's `tool_choice` enforces nothing.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from turnwire import weights
-from turnwire.common.v1 import inspect_service_pb2, message_pb2
-from turnwire.errors import ModelCapability, WeightsMissing
+from turnwire.common.v1 import generation_pb2, inspect_service_pb2, message_pb2
+from turnwire.errors import ContextLengthExceeded, ModelCapability, WeightsMissing
 from turnwire.inference.providers import openai_words as words
 from turnwire.inference.providers.llama_engine import LlamaEngine, default_threads
 from turnwire.inference.registry import built_in
+from turnwire.inference.stopping import StopSequences
 from turnwire.inference.tool_formats import CallReader, call_schema, is_forced, rewritten
 from turnwire.inference.tool_formats.writing import offered
 from turnwire.inference.v1 import inference_service_pb2, model_pb2
@@ -42,6 +44,16 @@ class LlamaModel(BaseModel):
     path: Path | None = None
     """A GGUF file. Unset: the weights of that name, fetched by `turnwire models pull`."""
     context_tokens: int = Field(default=8192, ge=256, le=1_048_576)
+
+    @model_validator(mode="after")
+    def _found_somehow(self) -> LlamaModel:
+        known = [model.name for model in weights.MODELS if model.encoder is None]
+        if self.path is None and self.model_id not in known:
+            raise ValueError(
+                f"{self.model_id!r} is none of the models that can be pulled ({', '.join(known)}): give the `path` of"
+                " its GGUF file"
+            )
+        return self
 
 
 class LlamaCppProvider:
@@ -81,8 +93,7 @@ class LlamaCppProvider:
 
     async def close(self) -> None:
         """Unloads all models."""
-        for engine in self._engines.values():
-            await engine.close()
+        await asyncio.gather(*(engine.close() for engine in self._engines.values()))
 
     def state(self) -> tuple[inspect_service_pb2.Provider.State.ValueType, str]:
         """Starting while the first model is loaded, unavailable without its weights."""
@@ -116,28 +127,29 @@ class LlamaCppProvider:
         engine = self._engine(model.provider_model_id)
         tools = offered(request)
         reader = CallReader(request.tool_prompt_format, frozenset(tool.name for tool in tools))
-        asked = self._request(request) | {"messages": words.messages(rewritten(request))}
+        asked = self._request(request.sampling_parameters) | {"messages": words.messages(rewritten(request))}
         if is_forced(request.tool_choice):
             asked |= words.json_schema(call_schema(tools))
             asked.setdefault("max_tokens", _FORCED_CALL_TOKENS)
         else:
             asked |= words.response_format(request.response_format)
-        finish = ""
-        completed = inference_service_pb2.ChatCompletionCompleted()
-        async with aclosing(engine.chat(asked)) as chunks:
+        stops = StopSequences(request.sampling_parameters.stop_sequences)
+        ending = _Ending()
+        form = "tools" if is_forced(request.tool_choice) else "response_format"
+        async with aclosing(engine.chat(asked, form=form)) as chunks:
             async for chunk in chunks:
-                for choice in chunk.get("choices", ()):
-                    finish = choice.get("finish_reason") or finish
-                    text = choice["delta"].get("content")
+                for choice in ending.take(chunk):
+                    text = stops.feed(choice["delta"].get("content") or "")
                     for piece in reader.feed(text) if text else ():
                         yield piece
                     reasoning = choice["delta"].get("reasoning_content")
                     if reasoning:
                         yield _reasoning(reasoning)
-                _take_figures(chunk, completed)
-        for piece in reader.finish():
+                if stops.found:
+                    break
+        for piece in (*reader.feed(stops.finish()), *reader.finish()):
             yield piece
-        completed.stop_reason = _stop_reason(finish, reader.calls)
+        completed = ending.completed(calls=reader.calls, stopped=stops.found)
         yield inference_service_pb2.ChatCompletionResponse(completed=completed)
 
     async def complete(
@@ -145,28 +157,26 @@ class LlamaCppProvider:
     ) -> AsyncGenerator[inference_service_pb2.CompletionResponse, None]:
         """Streams the continuation of a text."""
         engine = self._engine(model.provider_model_id)
-        asked: dict[str, Any] = {
-            "prompt": request.prompt,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-            **words.sampling(request.sampling_parameters, llama_cpp=True),
-        }
+        asked = self._request(request.sampling_parameters) | {"prompt": request.prompt}
         form = words.response_format(request.response_format)
         if "response_format" in form:
             asked["json_schema"] = form["response_format"]["json_schema"]["schema"]
         else:
             asked |= form
-        finish = ""
-        completed = inference_service_pb2.ChatCompletionCompleted()
+        stops = StopSequences(request.sampling_parameters.stop_sequences)
+        ending = _Ending()
         async with aclosing(engine.complete(asked)) as chunks:
             async for chunk in chunks:
-                for choice in chunk.get("choices", ()):
-                    finish = choice.get("finish_reason") or finish
-                    if choice.get("text"):
-                        text = inference_service_pb2.TextDelta(text=choice["text"])
-                        yield inference_service_pb2.CompletionResponse(text=text)
-                _take_figures(chunk, completed)
-        completed.stop_reason = _stop_reason(finish, 0)
+                for choice in ending.take(chunk):
+                    text = stops.feed(choice.get("text") or "")
+                    if text:
+                        yield inference_service_pb2.CompletionResponse(text=inference_service_pb2.TextDelta(text=text))
+                if stops.found:
+                    break
+        rest = stops.finish()
+        if rest:
+            yield inference_service_pb2.CompletionResponse(text=inference_service_pb2.TextDelta(text=rest))
+        completed = ending.completed(calls=0, stopped=stops.found)
         yield inference_service_pb2.CompletionResponse(completed=completed)
 
     async def embed(self, model: model_pb2.Model, texts: Sequence[str]) -> inference_service_pb2.EmbedResponse:
@@ -176,31 +186,37 @@ class LlamaCppProvider:
     async def count_tokens(
         self, model: model_pb2.Model, request: inference_service_pb2.CountTokensRequest
     ) -> inference_service_pb2.CountTokensResponse:
-        """Reads the prompt and writes one token: the engine then says how long it was."""
+        """Asks the engine how long the prompt would be; a prompt that is too long has a length, too."""
         asked = inference_service_pb2.ChatCompletionRequest(
             messages=request.messages, tools=request.tools, tool_prompt_format=request.tool_prompt_format
         )
-        asked.sampling_parameters.max_tokens = 1
-        response = inference_service_pb2.CountTokensResponse(context_tokens=model.context_tokens)
-        async with aclosing(self.chat(model, asked)) as pieces:
-            async for piece in pieces:
-                if piece.WhichOneof("payload") == "completed":
-                    response.prompt_tokens = piece.completed.usage.prompt_tokens
-        return response
+        engine = self._engine(model.provider_model_id)
+        body = self._request(asked.sampling_parameters) | {"messages": words.messages(rewritten(asked))}
+        try:
+            tokens = await engine.count(body)
+        except ContextLengthExceeded as error:
+            tokens = int(error.metadata["prompt_tokens"])
+        return inference_service_pb2.CountTokensResponse(prompt_tokens=tokens, context_tokens=model.context_tokens)
 
-    def _request(self, request: inference_service_pb2.ChatCompletionRequest) -> dict[str, Any]:
-        return {
+    def _request(self, sampling: generation_pb2.SamplingParameters) -> dict[str, Any]:
+        asked = {
             "stream": True,
             "stream_options": {"include_usage": True},
-            **words.sampling(request.sampling_parameters, llama_cpp=True),
+            **words.sampling(sampling, llama_cpp=True),
         }
+        # The engine tells neither that a stop sequence ended an answer nor which: they are looked for here. An answer
+        # that is left at one has its figures in what was told with each token.
+        if asked.pop("stop", None):
+            asked["timings_per_token"] = True
+        return asked
 
     def _entries(self) -> dict[str, LlamaModel]:
         entries = {entry.model_id: entry for entry in self._config.models}
         for known in weights.MODELS:
-            pulled = LlamaModel(model_id=known.name) if known.name.startswith("qwen") else None
-            if pulled is not None and pulled.model_id not in entries and self._path(pulled) is not None:
-                entries[pulled.model_id] = pulled
+            if known.encoder is None and known.name not in entries:
+                pulled = LlamaModel(model_id=known.name)
+                if self._path(pulled) is not None:
+                    entries[pulled.model_id] = pulled
         return entries
 
     def _engine(self, model_id: str) -> LlamaEngine:
@@ -231,23 +247,47 @@ class LlamaCppProvider:
             return None
 
     def _missing(self, entry: LlamaModel) -> WeightsMissing:
-        return WeightsMissing(entry.model_id, str(entry.path or entry.model_id))
+        if entry.path is None:
+            return WeightsMissing(entry.model_id, entry.model_id)
+        hint = "put the file there, or correct `path` in turnwire.yaml"
+        return WeightsMissing(entry.model_id, str(entry.path), hint=hint)
 
 
-def _take_figures(chunk: dict[str, Any], completed: inference_service_pb2.ChatCompletionCompleted) -> None:
-    if chunk.get("usage"):
-        completed.usage.CopyFrom(words.usage(chunk["usage"]))
-    timings = chunk.get("timings")
-    if timings:
+class _Ending:
+    """Why an answer ended, and what it took, gathered over its chunks."""
+
+    def __init__(self) -> None:
+        self._finish = ""
+        self._usage: generation_pb2.Usage | None = None
+        self._timings: dict[str, Any] | None = None
+
+    def take(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
+        """Notes what a chunk says of the end, and returns its choices."""
+        if chunk.get("usage"):
+            self._usage = words.usage(chunk["usage"])
+        self._timings = chunk.get("timings") or self._timings
+        choices = chunk.get("choices") or []
+        for choice in choices:
+            self._finish = choice.get("finish_reason") or self._finish
+        return choices
+
+    def completed(self, *, calls: int, stopped: bool) -> inference_service_pb2.ChatCompletionCompleted:
+        reason = words.STOP_REASONS.get(self._finish, message_pb2.STOP_REASON_UNSPECIFIED)
+        if stopped:
+            reason = message_pb2.STOP_REASON_STOP_SEQUENCE
+        if calls and reason in {message_pb2.STOP_REASON_END_OF_TURN, message_pb2.STOP_REASON_STOP_SEQUENCE}:
+            reason = message_pb2.STOP_REASON_END_OF_MESSAGE
+        completed = inference_service_pb2.ChatCompletionCompleted(stop_reason=reason, usage=self._usage)
+        timings = self._timings
+        if timings is None:
+            return completed
+        if self._usage is None:
+            completed.usage.prompt_tokens = timings["cache_n"] + timings["prompt_n"]
+            completed.usage.cached_tokens = timings["cache_n"]
+            completed.usage.completion_tokens = timings["predicted_n"]
         completed.timings.prompt.FromMicroseconds(int(timings["prompt_ms"] * 1000))
         completed.timings.completion.FromMicroseconds(int(timings["predicted_ms"] * 1000))
-
-
-def _stop_reason(finish: str, calls: int) -> message_pb2.StopReason.ValueType:
-    reason = words.STOP_REASONS.get(finish, message_pb2.STOP_REASON_UNSPECIFIED)
-    if calls and reason == message_pb2.STOP_REASON_END_OF_TURN:
-        return message_pb2.STOP_REASON_END_OF_MESSAGE
-    return reason
+        return completed
 
 
 def _reasoning(text: str) -> Piece:

@@ -7,6 +7,7 @@ import os
 import secrets
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +22,15 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _END = object()
+_BATCH_TOKENS = 128
 
 
 class LlamaEngine:
     """Wraps `xllamacpp.Server`: it batches the streams that are open at the same time.
 
-    The engine holds the GIL only while it hands over a token. A request that waits for a free slot, or whose prompt is
-    being read, is stopped by the engine at its next token: with a long prompt that takes as long as reading it.
+    The engine holds the GIL only while it hands over a token. It stops when it next reports: at a token, or at the end
+    of a batch of the prompt. So batches are small: a prompt of 6000 tokens held everybody up for 40 s, and a batch
+    takes about a second on two busy cores. A stream counts as open until the engine has let go of it.
     """
 
     def __init__(
@@ -54,6 +57,8 @@ class LlamaEngine:
         self._threads = ThreadPoolExecutor(max_workers=max(64, parallel * 4), thread_name_prefix=f"llama {model_id}")
         self._loading: asyncio.Task[Any] | None = None
         self._server: Any = None
+        self._stops: set[threading.Event] = set()
+        self._closed = False
         self.failure = ""
 
     @property
@@ -65,25 +70,44 @@ class LlamaEngine:
         """Begins to load the model."""
         if self._loading is None:
             self._loading = asyncio.create_task(self._load(), name=f"load {self.model_id}")
+            # Those who wait for the model are told; with nobody waiting, `failure` tells.
+            self._loading.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def close(self) -> None:
-        """Unloads the model. Open streams were closed before."""
+        """Stops what is being written and unloads the model; streams that are still read end with an error."""
+        self._closed = True
         if self._loading is not None:
             await asyncio.gather(self._loading, return_exceptions=True)
-        self._server = None
+        for stop in self._stops:
+            stop.set()
         await asyncio.get_running_loop().run_in_executor(None, self._threads.shutdown)
+        self._server = None
 
-    async def chat(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
-        """Yields OpenAI chunks of a chat completion."""
-        async for chunk in self._stream("handle_chat_completions", request):
-            yield chunk
+    async def chat(
+        self, request: dict[str, Any], *, form: str = "response_format"
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yields OpenAI chunks of a chat completion. `form` is the field that says how the answer has to look."""
+        async with aclosing(self._stream("handle_chat_completions", request, form)) as chunks:
+            async for chunk in chunks:
+                if "prompt_progress" not in chunk:
+                    yield chunk
 
     async def complete(self, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
         """Yields OpenAI chunks of a text completion."""
-        async for chunk in self._stream("handle_completions", request):
-            yield chunk
+        async with aclosing(self._stream("handle_completions", request, "response_format")) as chunks:
+            async for chunk in chunks:
+                if "prompt_progress" not in chunk:
+                    yield chunk
 
-    async def _stream(self, method: str, request: dict[str, Any]) -> AsyncGenerator[dict[str, Any], None]:
+    async def count(self, request: dict[str, Any]) -> int:
+        """Returns the tokens of the prompt of a chat completion, which is not read."""
+        async with aclosing(self._stream("handle_chat_completions", request, "messages")) as chunks:
+            async for chunk in chunks:
+                if "prompt_progress" in chunk:
+                    return int(chunk["prompt_progress"]["total"])
+        raise self._error("it did not tell the length of the prompt", {}, "messages")
+
+    async def _stream(self, method: str, request: dict[str, Any], form: str) -> AsyncGenerator[dict[str, Any], None]:
         server = await self._ready()
         loop = asyncio.get_running_loop()
         queue: asyncio.Queue[Any] = asyncio.Queue()
@@ -102,26 +126,35 @@ class LlamaEngine:
                 put(chunk)
             return stopped.is_set()
 
-        work = loop.run_in_executor(self._threads, _run, getattr(server, method), request, take, put)
+        def over(_: object) -> None:
+            self._stops.discard(stopped)
+            self.open_streams -= 1
+
         self.open_streams += 1
+        self._stops.add(stopped)
+        # Asked to report its progress, the engine can be stopped while it still reads the prompt.
+        asked = request | {"return_progress": True}
+        work = loop.run_in_executor(self._threads, _run, getattr(server, method), asked, take, put)
+        work.add_done_callback(over)
         try:
             while True:
                 chunk = await queue.get()
+                if self._closed:
+                    raise self._unavailable("it is being unloaded")
                 if chunk is _END:
                     return
                 if isinstance(chunk, Exception):
-                    raise self._error(str(chunk), {})
+                    raise self._error(str(chunk), {}, form)
                 if "error" in chunk:
-                    raise self._error(str(chunk["error"].get("message", "")), chunk["error"])
+                    raise self._error(str(chunk["error"].get("message", "")), chunk["error"], form)
                 yield chunk
         finally:
+            # Whoever leaves early does not wait for the engine.
             stopped.set()
-            self.open_streams -= 1
-            # Whoever leaves early does not wait for the engine: it stops at its next token.
-            if not work.done():
-                work.add_done_callback(lambda _: None)
 
     async def _ready(self) -> Any:
+        if self._closed:
+            raise self._unavailable("it is being unloaded")
         self.start()
         assert self._loading is not None
         # Shielded: one caller's deadline must not end the loading for all.
@@ -131,12 +164,12 @@ class LlamaEngine:
         try:
             self._server = await asyncio.get_running_loop().run_in_executor(self._threads, self._open)
         except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = f"{self.path} cannot be loaded: {error}"
+            # The next request tries again: the file may have been mended.
             self._loading = None
-            _log.exception("model_not_loaded", model=self.model_id, path=str(self.path))
-            raise ProviderUnavailable(
-                provider_id=self.provider_id, model=self.model_id, detail=f"it cannot be loaded: {self.failure}"
-            ) from error
+            _log.warning("model_not_loaded", model=self.model_id, path=str(self.path), error=str(error))
+            raise self._unavailable(self.failure) from error
+        self.failure = ""
         _log.info("model_loaded", model=self.model_id)
         return self._server
 
@@ -152,15 +185,19 @@ class LlamaEngine:
         # The engine opens an HTTP port of its own on loopback; nobody knows the key.
         parameters.api_keys = [secrets.token_urlsafe(32)]
         parameters.warmup = False
+        parameters.n_batch = parameters.n_ubatch = _BATCH_TOKENS
         return xllamacpp.Server(parameters)
 
-    def _error(self, message: str, details: dict[str, Any]) -> Exception:
+    def _unavailable(self, detail: str) -> ProviderUnavailable:
+        return ProviderUnavailable(self.provider_id, detail, model=self.model_id)
+
+    def _error(self, message: str, details: dict[str, Any], form: str) -> Exception:
         if details.get("type") == "exceed_context_size_error":
             return ContextLengthExceeded(
                 self.model_id, prompt_tokens=int(details["n_prompt_tokens"]), context_tokens=int(details["n_ctx"])
             )
         if "schema" in message.lower() or "grammar" in message.lower():
-            return InvalidArgument.one("response_format", f"is not understood by the engine: {message[:300]}")
+            return InvalidArgument.one(form, f"is not understood by the engine: {message[:300]}")
         return ProviderError(provider_id=self.provider_id, model=self.model_id, detail=message[:300])
 
 

@@ -19,6 +19,11 @@ ROLES = {
     message_pb2.ROLE_TOOL: "tool",
 }
 
+_ONE_FILTER: dict[str | None, dict[str, Any]] = {
+    "top_p": {"top_k": 0, "min_p": 0.0},
+    "top_k": {"top_p": 1.0, "min_p": 0.0},
+}
+
 STOP_REASONS = {
     "stop": message_pb2.STOP_REASON_END_OF_TURN,
     "length": message_pb2.STOP_REASON_OUT_OF_TOKENS,
@@ -86,9 +91,12 @@ def tool_choice(choice: generation_pb2.ToolChoice) -> str | dict[str, Any]:
 def sampling(parameters: generation_pb2.SamplingParameters, *, llama_cpp: bool) -> dict[str, Any]:
     """Returns the sampling fields of a request.
 
-    OpenAI's API has no `top_k` and no repetition penalty; vLLM and llama.cpp take both, under names of their own.
+    OpenAI's API has no `top_k` and no repetition penalty; vLLM and llama.cpp take both, under names of their own. The
+    engine in this process filters by several rules at once unless told otherwise; asked for one, it uses that one.
     """
     result: dict[str, Any] = {}
+    if llama_cpp:
+        result |= _ONE_FILTER.get(parameters.WhichOneof("strategy"), {})
     match parameters.WhichOneof("strategy"):
         case "greedy":
             result["temperature"] = 0
@@ -102,6 +110,9 @@ def sampling(parameters: generation_pb2.SamplingParameters, *, llama_cpp: bool) 
             pass
     _set(result, "max_tokens", parameters, "max_tokens")
     _set(result, "seed", parameters, "seed")
+    if llama_cpp and "seed" in result:
+        # Its seeds have 32 bits, and the last of them means "another one each time".
+        result["seed"] %= 2**32 - 1
     _set(result, "repeat_penalty" if llama_cpp else "repetition_penalty", parameters, "repetition_penalty")
     if parameters.stop_sequences:
         result["stop"] = list(parameters.stop_sequences)
@@ -127,21 +138,26 @@ def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def usage(reported: dict[str, Any]) -> generation_pb2.Usage:
-    """Returns the usage that a server reported."""
-    details = reported.get("prompt_tokens_details") or {}
+    """Returns the usage that a server reported; what is no count in it is 0."""
+    details = reported.get("prompt_tokens_details")
     return generation_pb2.Usage(
-        prompt_tokens=int(reported.get("prompt_tokens") or 0),
-        completion_tokens=int(reported.get("completion_tokens") or 0),
-        cached_tokens=int(details.get("cached_tokens") or 0),
+        prompt_tokens=_count(reported.get("prompt_tokens")),
+        completion_tokens=_count(reported.get("completion_tokens")),
+        cached_tokens=_count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
     )
 
 
 def estimated_usage(request: inference_service_pb2.ChatCompletionRequest, written: int) -> generation_pb2.Usage:
     """Returns a guess, labelled as one: four characters of a prompt are about a token; pieces written are counted."""
     characters = sum(len(part.text) for message in request.messages for part in message.parts)
+    characters += sum(len(tool.description) + len(tool.parameters_json_schema) for tool in request.tools)
     return generation_pb2.Usage(prompt_tokens=characters // 4 + 1, completion_tokens=written, estimated=True)
 
 
 def _set(result: dict[str, Any], key: str, message: Any, field: str) -> None:
     if message.HasField(field):
         result[key] = getattr(message, field)
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and 0 <= value < 2**63 else 0

@@ -36,7 +36,7 @@ class Provider(Protocol):
         ...
 
     async def models(self) -> Sequence[model_pb2.Model]:
-        """Returns the models it serves now, by its own names."""
+        """Returns the models it serves now, by its own names. `type` is unset where the provider cannot tell it."""
         ...
 
     def chat(

@@ -7,12 +7,12 @@ back; what turns out to be none is released as the text it is. Text that was rel
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from typing import TYPE_CHECKING
 
 from turnwire.common.v1 import generation_pb2, message_pb2
+from turnwire.inference.tool_formats.python_lists import PythonList
 from turnwire.inference.tool_formats.scanning import JsonScanner
 from turnwire.inference.v1 import inference_service_pb2
 
@@ -29,9 +29,23 @@ _JSON_HEADER = re.compile(
 )
 _TAG_HEADER = re.compile(r"\s*(?:<tool_call>\s*)?<function=(?P<name>[A-Za-z0-9_.-]{1,128})>\s*(?=\{)")
 _JSON_START = re.compile(_WRAP + r"(?=\{)")
+_TAG_EMPTY = re.compile(r"\s*(?:<tool_call>\s*)?<function=(?P<name>[A-Za-z0-9_.-]{1,128})>\s*</function>")
+# What a call that broke off begins with.
+_CUT = (
+    re.compile(
+        _WRAP + r'\{\s*(?:"(?:type|id)"\s*:\s*"[^"]*"\s*,\s*)*(?:"function"\s*:\s*\{\s*)?'
+        r'"(?:name|function)"\s*:\s*"(?P<name>[^"\\]{1,128})"'
+    ),
+    re.compile(
+        _WRAP + r'\{\s*"(?:arguments|parameters)"\s*:.*"(?:name|function)"\s*:\s*"(?P<name>[^"\\]{1,128})"', re.DOTALL
+    ),
+    re.compile(r"\s*(?:<tool_call>\s*)?<function=(?P<name>[A-Za-z0-9_.-]{1,128})>"),
+    re.compile(r"\s*(?:```[a-zA-Z_]*\s*)?\[(?:.*\)\s*,)?\s*(?P<name>[A-Za-z_][\w.]*)\s*\(", re.DOTALL),
+)
 _CLOSERS = re.compile(r"(?:[\s}\],;]|```|</tool_call>|</function>)+")
 _FENCE_PREFIX = re.compile(r"\s*(?:`{1,3}[a-zA-Z_]*\s*)?\[?\s*")
 _LONGEST_HEADER = 400
+_LONGEST_HELD = 64 * 1024
 
 
 class CallReader:
@@ -43,6 +57,8 @@ class CallReader:
         self._tools = tools
         self._held = ""
         self._scanner: JsonScanner | None = None
+        self._object: JsonScanner | None = None
+        self._list = PythonList()
         self._after_call = False
         self._line_start = True
         self.calls = 0
@@ -60,6 +76,13 @@ class CallReader:
         """Yields what is left: the text that was held back, or the end of a call that was cut."""
         if not self._tools:
             return
+        name = self._cut_name()
+        if name is not None:
+            yield self._started(name)
+            yield _delta(self.calls - 1, self._held.strip())
+            yield _finished(self.calls - 1, message_pb2.TOOL_CALL_PARSE_STATUS_FAILED)
+            self._held = ""
+            return
         yield from self._read(last=True)
         if self._scanner is not None:
             self._scanner = None
@@ -70,20 +93,22 @@ class CallReader:
 
     def _read(self, *, last: bool) -> Iterator[Piece]:
         while self._held:
-            before = self._held
+            before = self._held, self._after_call
             if self._scanner is not None:
                 yield from self._read_arguments()
             elif self._after_call:
                 yield from self._read_after_call()
             else:
                 yield from self._read_text(last=last)
-            if self._held == before:
+            if (self._held, self._after_call) == before:
                 return
 
     def _read_arguments(self) -> Iterator[Piece]:
         assert self._scanner is not None
         taken = self._scanner.feed(self._held)
         arguments, self._held = self._held[:taken], self._held[taken:]
+        if self._object is not None:
+            self._object.feed(arguments)
         if arguments:
             yield _delta(self.calls - 1, arguments)
         if self._scanner.done:
@@ -97,6 +122,16 @@ class CallReader:
             yield _finished(self.calls - 1, status)
 
     def _read_after_call(self) -> Iterator[Piece]:
+        if self._object is not None and self._held.lstrip().startswith(","):
+            # Further keys of the call's object, as an id. What does not end soon is none of it.
+            rest = self._object.copy()
+            taken = rest.feed(self._held)
+            if not rest.done and len(self._held) < _LONGEST_HEADER:
+                return
+            self._held = self._held[taken if rest.done else 0 :]
+        elif not self._held.strip():
+            return
+        self._object = None
         closers = _CLOSERS.match(self._held)
         if closers is not None:
             self._held = self._held[closers.end() :]
@@ -116,14 +151,22 @@ class CallReader:
         for header in (_JSON_HEADER, _TAG_HEADER):
             match = header.match(self._held)
             if match is not None:
+                if header is _JSON_HEADER:
+                    self._object = JsonScanner()
+                    self._object.feed(self._held[self._held.index("{") : match.end()])
                 self._held = self._held[match.end() :]
                 self._scanner = JsonScanner()
                 yield self._started(match["name"])
                 return
-        if self._python and self._held.lstrip().startswith("["):
-            yield from self._read_python(last=last)
-            return
-        yield from self._read_unordered(last=last)
+        empty = _TAG_EMPTY.match(self._held)
+        if empty is not None:
+            self._held = self._held[empty.end() :]
+            self._after_call = True
+            yield from self._whole(empty["name"], "{}")
+        elif self._python and self._list.may_begin(self._held):
+            yield from self._read_python()
+        else:
+            yield from self._read_unordered(last=last)
 
     def _read_unordered(self, *, last: bool) -> Iterator[Piece]:
         """A JSON object whose header is not in the usual order is held until it ends, then looked at as a whole."""
@@ -133,7 +176,8 @@ class CallReader:
                 yield from self._release()
             return
         scanner = JsonScanner()
-        taken = scanner.feed(self._held[start.end() :])
+        # An object ends with a brace: without one there is nothing to look for.
+        taken = scanner.feed(self._held[start.end() :]) if "}" in self._held else 0
         if not scanner.done:
             if not self._may_become_call():
                 yield from self._release()
@@ -146,16 +190,16 @@ class CallReader:
         self._after_call = True
         yield from self._whole(*found)
 
-    def _read_python(self, *, last: bool) -> Iterator[Piece]:
-        if "]" not in self._held and not last:
+    def _read_python(self) -> Iterator[Piece]:
+        found = self._list.look(self._held)
+        if found is None:
             return
-        text = self._held.strip()
-        calls = _python_calls(text)
-        if calls is None:
-            if last or not text.startswith("[") or len(text) > 64 * 1024:
-                yield from self._release()
+        end, calls = found
+        self._list = PythonList()
+        if not calls:
+            yield from self._release(end)
             return
-        self._held = ""
+        self._held = self._held[end:]
         self._after_call = True
         for name, arguments in calls:
             yield from self._whole(name, arguments)
@@ -203,7 +247,19 @@ class CallReader:
         if not rest:
             return len(held) < _LONGEST_HEADER
         # Only an object that names a tool or arguments early is worth holding until its end.
-        return rest.startswith("{") and (len(rest) < _LONGEST_HEADER or '"arguments"' in rest or '"parameters"' in rest)
+        if not rest.startswith("{") or len(rest) > _LONGEST_HELD:
+            return False
+        return len(rest) < _LONGEST_HEADER or '"arguments"' in rest or '"parameters"' in rest
+
+    def _cut_name(self) -> str | None:
+        """Returns the tool of a call that broke off before its arguments."""
+        if self._scanner is not None or self._after_call:
+            return None
+        for pattern in _CUT if self._python else _CUT[:-1]:
+            match = pattern.match(self._held)
+            if match is not None and match["name"] in self._tools:
+                return match["name"]
+        return None
 
     def _whole(self, name: str, arguments: str) -> Iterator[Piece]:
         yield self._started(name)
@@ -231,7 +287,7 @@ def _first(text: str, opener: str) -> Iterator[int]:
 def _is_object(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -239,7 +295,7 @@ def _call_in(text: str, tools: frozenset[str]) -> tuple[str, str] | None:
     """Returns (name, arguments) of a JSON object that is a call, or None."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     inner = value.get("function") if isinstance(value.get("function"), dict) else value
     name = inner.get("name", inner.get("function"))
@@ -248,28 +304,15 @@ def _call_in(text: str, tools: frozenset[str]) -> tuple[str, str] | None:
         arguments = json.loads(arguments) if _is_object(arguments) else None
     if not isinstance(name, str):
         return None
-    if arguments is None and name in tools and not set(inner) - {"name", "function", "type", "id"}:
+    if (
+        arguments is None
+        and name in tools
+        and not set(inner) - {"name", "function", "type", "id", "arguments", "parameters"}
+    ):
         arguments = {}
     if not isinstance(arguments, dict):
         return None
     return name, json.dumps(arguments, ensure_ascii=False)
-
-
-def _python_calls(text: str) -> list[tuple[str, str]] | None:
-    """Returns the calls of a Python list, its values turned into JSON; None when it is no such list (yet)."""
-    try:
-        tree = ast.parse(text, mode="eval").body
-        if not isinstance(tree, ast.List) or not tree.elts:
-            return None
-        calls: list[tuple[str, str]] = []
-        for element in tree.elts:
-            if not isinstance(element, ast.Call) or element.args:
-                return None
-            arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in element.keywords}
-            calls.append((ast.unparse(element.func), json.dumps(arguments, ensure_ascii=False)))
-    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
-        return None
-    return calls
 
 
 def _text(text: str) -> Piece:

@@ -25,6 +25,13 @@ class JsonScanner:
         self.text += text
         return len(text)
 
+    def copy(self) -> JsonScanner:
+        """Returns a scanner that stands at the same place."""
+        other = JsonScanner()
+        other.text, other.done = self.text, self.done
+        other._depth, other._in_string, other._escaped = self._depth, self._in_string, self._escaped
+        return other
+
     def _step(self, character: str) -> None:
         if self._in_string:
             if self._escaped:

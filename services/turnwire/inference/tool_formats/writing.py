@@ -71,7 +71,9 @@ def rewritten(request: inference_service_pb2.ChatCompletionRequest) -> list[mess
     tools = offered(request)
     if not tools:
         return messages
-    text = _tools_text(tools, form, forced=is_forced(request.tool_choice))
+    forced = is_forced(request.tool_choice)
+    # A call that is enforced is held to a JSON schema: the model is not asked for anything else.
+    text = _tools_text(tools, generation_pb2.TOOL_PROMPT_FORMAT_JSON if forced else form, forced=forced)
     if messages and messages[0].role == message_pb2.ROLE_SYSTEM:
         messages[0].parts.add(text="\n\n" + text, provenance=message_pb2.PROVENANCE_SYSTEM)
     else:

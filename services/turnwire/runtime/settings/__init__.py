@@ -1,7 +1,14 @@
 """The settings of a mesh: one file, each field overridable by environment."""
 
 from turnwire.runtime.settings.errors import SettingsError
-from turnwire.runtime.settings.loading import find_settings_file, load_settings, settings_schema
+from turnwire.runtime.settings.loading import (
+    Check,
+    Place,
+    find_settings_file,
+    load_settings,
+    problems_of,
+    settings_schema,
+)
 from turnwire.runtime.settings.models import (
     PORTS,
     AccessSettings,
@@ -24,8 +31,10 @@ __all__ = [
     "AgentSettings",
     "ApiKeySettings",
     "AssistantSettings",
+    "Check",
     "LimitSettings",
     "ListenSettings",
+    "Place",
     "ProviderSettings",
     "ProvidersSettings",
     "Settings",
@@ -35,5 +44,6 @@ __all__ = [
     "TlsSettings",
     "find_settings_file",
     "load_settings",
+    "problems_of",
     "settings_schema",
 ]

@@ -120,7 +120,7 @@ def _interpolated(
 ) -> Any:
     if isinstance(value, dict):
         return {
-            key: _interpolated(item, (*path, str(key)), source, lines, environ)
+            str(key): _interpolated(item, (*path, str(key)), source, lines, environ)
             for key, item in value.items()  # pyright: ignore[reportUnknownVariableType] - what YAML gave
         }
     if isinstance(value, list):
@@ -200,18 +200,7 @@ def _parsed(text: str) -> Any:
 
 
 def _refused(error: ValidationError, source: str, lines: _Lines, origins: dict[tuple[str, ...], str]) -> SettingsError:
-    problem = error.errors(include_url=False, include_input=False)[0]
-    path = tuple(part for part in problem["loc"] if part != "[key]")
-    expected = problem["msg"].removeprefix("Value error, ")
-    match problem["type"]:
-        case "extra_forbidden":
-            expected = f"is no setting{_did_you_mean(path)}"
-        case "model_type" | "dict_type":
-            expected = "is a mapping"
-        case "list_type":
-            expected = "is a list"
-        case _:
-            pass
+    path, expected = problems_of(error, Settings)[0]
     return _at(path, expected, source, lines, origins)
 
 
@@ -226,20 +215,49 @@ def _at(path: Place, expected: str, source: str, lines: _Lines, origins: dict[tu
     return SettingsError(source, _dotted(path), expected, line=line)
 
 
-def _did_you_mean(path: tuple[str | int, ...]) -> str:
-    model: Any = Settings
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[tuple[Place, str]]:
+    """Returns what `model` found wrong, in words, unknown settings first: a misspelt one is often a missing one too."""
+    problems = error.errors(include_url=False, include_input=False)
+    problems.sort(key=lambda problem: problem["type"] != "extra_forbidden")
+    return [
+        (place := tuple(part for part in problem["loc"] if part != "[key]"), _expected(problem, place, model))
+        for problem in problems
+    ]
+
+
+def _expected(problem: Any, place: Place, model: type[BaseModel]) -> str:
+    match problem["type"]:
+        case "extra_forbidden":
+            return f"is no setting{_did_you_mean(place, model)}"
+        case "missing":
+            return "is required"
+        case "model_type" | "dict_type":
+            return "is a mapping"
+        case "list_type":
+            return "is a list"
+        case _:
+            told: str = problem["msg"]
+            return told.removeprefix("Value error, ")
+
+
+def _did_you_mean(path: Place, root: type[BaseModel]) -> str:
+    model: Any = root
     for part in path[:-1]:
-        field = model.model_fields.get(str(part)) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            annotations: tuple[Any, ...] = get_args(model)
-            model = annotations[0] if annotations else None
-        else:
-            model = field.annotation
+        model = _inner(model, part)
     if not (isinstance(model, type) and issubclass(model, BaseModel)):
         return ""
     near = difflib.get_close_matches(str(path[-1]), list(model.model_fields), n=1)
     there = ", ".join(model.model_fields)
     return f"; did you mean {near[0]!r}?" if near else f"; there are: {there}"
+
+
+def _inner(model: Any, part: str | int) -> Any:
+    """Returns the type of a field of a model, or of an item of a list or mapping."""
+    if isinstance(model, type) and issubclass(model, BaseModel):
+        field = model.model_fields.get(str(part))
+        return field.annotation if field is not None else None
+    items: tuple[Any, ...] = get_args(model)
+    return items[-1] if items else None
 
 
 def _dotted(path: tuple[str | int, ...]) -> str:

@@ -176,7 +176,7 @@ class ProvidersSettings(_Section):
 
 
 class AssistantSettings(_Section):
-    """What the ready-made agent `assistant` has. Its prompt is short: a small model reads some hundred tokens a second."""
+    """What the ready-made agent `assistant` has; its prompt stays short, since small models read slowly."""
 
     model: str = ""
     """Its model; empty: the first chat model that is served."""
