@@ -21,7 +21,7 @@ def _request(
     config: agent_pb2.AgentConfig, *, iteration: int = 1, history: tuple[message_pb2.Message, ...] = ()
 ) -> inference_service_pb2.ChatCompletionRequest:
     nothing = cast("object", None)
-    step = InferenceStep(nothing, nothing, pin(config), timeout_seconds=1.0)  # pyright: ignore[reportArgumentType] - neither is used
+    step = InferenceStep(nothing, nothing, pin(config), nothing, timeout_seconds=1.0)  # pyright: ignore[reportArgumentType] - none is used
     turn = turn_pb2.Turn(turn_id="turn_1", input=[user("now")])
     return step.request(turn, step_pb2.Step(iteration=iteration), history)
 

@@ -337,8 +337,9 @@ async def test_heartbeats_tell_that_a_quiet_turn_lives():
 
 async def test_what_is_not_built_is_refused_by_name():
     async with running_mesh() as mesh, mesh.client() as client:
-        with pytest.raises(Exception, match="shields"):
-            await client.create_agent(agent_pb2.AgentConfig(model="scripted", input_shields=["rules"]))
+        approved = agent_pb2.AgentTool(function=weather_tool().function, approval=agent_pb2.APPROVAL_POLICY_ALWAYS)
+        with pytest.raises(Exception, match="approval"):
+            await client.create_agent(agent_pb2.AgentConfig(model="scripted", tools=[approved]))
         with pytest.raises(Exception, match="SteerTurn"):
             await _raised(client.agent_stub.SteerTurn(agent_service_pb2.SteerTurnRequest()))
 

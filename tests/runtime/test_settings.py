@@ -164,7 +164,7 @@ def test_variables_are_put_in_with_their_defaults(tmp_path: Path):
         "data_dir: ${env.HOME_DIR}/data\n"
         "listen: {port_offset: '${env.OFFSET:0}', host: '${env.HOST:127.0.0.1}'}\n"
         "reflection: ${env.REFLECT:false}\n"
-        "agent: {heartbeat_seconds: '${env.BEAT:2.5}', assistant_model: '${env.MODEL:}'}\n"
+        "agent: {heartbeat_seconds: '${env.BEAT:2.5}', assistant: {model: '${env.MODEL:}'}}\n"
         "telemetry: {otlp_endpoint: '${env.OTLP:null}'}\n"
         "store: {url: 'postgresql://${env.WHO:me}@${env.WHERE:db}'}\n",
     )
@@ -172,7 +172,7 @@ def test_variables_are_put_in_with_their_defaults(tmp_path: Path):
     assert Path("/home/ann/data") == settings.data_dir
     assert (1000, "127.0.0.1") == (settings.listen.port_offset, settings.listen.host)
     assert settings.reflection is False
-    assert (2.5, "") == (settings.agent.heartbeat_seconds, settings.agent.assistant_model)
+    assert (2.5, "") == (settings.agent.heartbeat_seconds, settings.agent.assistant.model)
     assert settings.telemetry.otlp_endpoint is None
     assert "postgresql://me@elsewhere" == settings.store.url
 

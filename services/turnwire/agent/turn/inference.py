@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import grpc
 from turnwire.agent.log.writer import draft
 from turnwire.agent.turn import transcript
 from turnwire.agent.turn.retrying import failed_or_restarted
+from turnwire.agent.turn.together import together
 from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import generation_pb2, message_pb2
 from turnwire.errors import TurnwireError, from_rpc_error
@@ -166,7 +166,7 @@ class InferenceStep:
         runs = [self._release_arguments(turn, step, call) for call in held]
         if answer.text or answer.reasoning:
             runs.append(self._release_answer(turn, step, answer))
-        answer.blocked = not all(await asyncio.gather(*runs))
+        answer.blocked = not all(await together(*runs))
 
     async def _release_answer(self, turn: turn_pb2.Turn, step: step_pb2.Step, answer: _Answer) -> bool:
         passed = await self._screening.answer(turn, step.iteration, answer.text, answer.reasoning)

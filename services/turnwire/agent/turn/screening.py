@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
 from turnwire.agent.log.writer import draft
@@ -86,10 +85,8 @@ class Screening:
     ) -> Judgement:
         plan = event_pb2.ShieldCallPlan(point=point, shield_ids=shield_ids, call_id=call_id)
         started = start_event(turn, iteration, shield_call=plan)
-        _, judgement = await asyncio.gather(
-            self._commit([started]),
-            self._shields.judge(shield_ids, point, messages, turn_id=turn.turn_id, call_id=call_id),
-        )
+        await self._commit([started])
+        judgement = await self._shields.judge(shield_ids, point, messages, turn_id=turn.turn_id, call_id=call_id)
         result = event_pb2.ShieldCallResult(verdicts=judgement.verdicts)
         completed = event_pb2.StepCompleted(shield_call=result)
         await self._commit([draft(turn.turn_id, "step_completed", completed, started.step_id)])

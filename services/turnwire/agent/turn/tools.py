@@ -12,6 +12,7 @@ from turnwire.agent.log.writer import draft
 from turnwire.agent.turn.calls import failed_result, is_callers
 from turnwire.agent.turn.config import CODE_INTERPRETER
 from turnwire.agent.turn.retrying import delay_of, passes
+from turnwire.agent.turn.together import together
 from turnwire.agent.turn.transcript import excerpts
 from turnwire.agent.v1 import agent_pb2, event_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2, message_pb2
@@ -62,9 +63,7 @@ class ToolStep:
 
     async def run(self, turn: turn_pb2.Turn, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
         """Runs all calls that have no result; their events are committed when it returns."""
-        async with asyncio.TaskGroup() as group:
-            for execution in self._open(step):
-                group.create_task(self._one(turn, step, execution), name=f"call {execution.call.call_id}")
+        await together(*(self._one(turn, step, execution) for execution in self._open(step)))
         return []
 
     async def stop(
