@@ -53,7 +53,9 @@ class Stepping(Answering):
 async def test_two_servers_on_one_port_are_refused_with_the_port_and_what_to_do():
     async with hosted({"inference": inference()}) as first:
         offset = first.settings.listen.port_offset
-        with pytest.raises(PortTaken, match=f"inference: port {50052 + offset} .*--port-offset"):
+        with pytest.raises(
+            PortTaken, match=f"inference: port {50052 + offset} .*Address already in use.*--port-offset"
+        ):
             async with hosted({"inference": inference()}, listen={"port_offset": offset}):
                 pass
         async with stub_of(first.address()) as stub:

@@ -339,7 +339,7 @@ async def test_a_second_process_is_refused_and_told_who_has_it(path: Path):
 _FULL = """
 import asyncio, resource, sys
 from pathlib import Path
-from tests.runtime.test_storage import SCHEMA, adding, numbers
+from tests.runtime.test_storage import SCHEMA, Gate, adding, numbers
 from turnwire.errors import StoreUnavailable
 from turnwire.runtime.storage import SqliteStore
 
@@ -358,6 +358,19 @@ async def main():
             else:
                 assert result == 1, result
                 written.append(start + step)
+    # One that is larger than what SQLite keeps in memory meets the full disk before its commit.
+    async def large(tx):
+        for number in range(2_000, 2_100):
+            await adding(number, "x" * 100_000)(tx)
+    gate = Gate()
+    held = asyncio.create_task(store.write(gate))
+    await asyncio.to_thread(gate.entered.wait)
+    group = [asyncio.create_task(store.write(unit)) for unit in (large, adding(3_000))]
+    await asyncio.sleep(0)
+    gate.open.set()
+    await asyncio.gather(held, return_exceptions=True)
+    both = await asyncio.gather(*group, return_exceptions=True)
+    assert [StoreUnavailable, StoreUnavailable] == [type(result) for result in both], both
     assert written == await numbers(store), "what was refused is there, or what was acknowledged is not"
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert await store.write(adding(1_000)) == 1

@@ -64,7 +64,7 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
                     return span
             return None
 
-        async with self._more:
+        async with asyncio.timeout(20), self._more:
             await self._more.wait_for(lambda: found() is not None)
         span = found()
         assert span is not None

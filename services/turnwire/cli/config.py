@@ -33,14 +33,11 @@ def schema() -> None:
 @_file
 def check(file: Path | None) -> None:
     """Check a settings file, the configurations of its providers included."""
-    from turnwire.cli.checks.state import wrong_providers
+    from turnwire.inference import providers
     from turnwire.runtime.settings import find_settings_file, load_settings
 
-    settings = load_settings(file)
+    load_settings(file, checks=(providers.problems,))
     found = find_settings_file(file)
-    wrong = wrong_providers(settings)
-    if wrong:
-        raise click.ClickException(f"{found or 'the settings'}: {'; '.join(wrong)}")
     click.echo(f"{found} is good" if found is not None else "no file: the defaults hold")
 
 

@@ -78,9 +78,13 @@ def _here(
     """Yields what is found on this machine."""
     from turnwire.cli.checks import engine, machine, state
     from turnwire.cli.run_file import resolved_here, running_mesh_of
+    from turnwire.inference import providers
 
     yield machine.python()
-    found, settings = state.settings_file(config_file, lambda: resolved_here(config_file, data_dir, port_offset))
+    checks = (providers.problems,)
+    found, settings = state.settings_file(
+        config_file, lambda: resolved_here(config_file, data_dir, port_offset, checks=checks)
+    )
     yield found
     mesh = report.mesh = running_mesh_of(settings)
     # The addresses of the mesh are looked up there, wherever the command was called.

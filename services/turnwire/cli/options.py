@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
-    from turnwire.runtime.settings import Settings
+    from turnwire.runtime.settings import Check, Settings
 
 
 config_option = click.option("--config", "config_file", type=click.Path(path_type=Path), help="The settings file.")
@@ -29,11 +29,16 @@ def settings_options(command: Any) -> Any:
     return command
 
 
-def resolved(config_file: Path | None, data_dir: Path | None, port_offset: int | None) -> Settings:
-    """Returns the settings of a command line: its options go before the environment and the file."""
+def resolved(
+    config_file: Path | None, data_dir: Path | None, port_offset: int | None, *, checks: Sequence[Check] = ()
+) -> Settings:
+    """Returns the settings of a command line: its options go before the environment and the file.
+
+    `checks` look at what only a service knows, as the configurations of its providers.
+    """
     from turnwire.runtime.settings import load_settings
 
-    settings = load_settings(config_file)
+    settings = load_settings(config_file, checks=checks)
     if data_dir is not None:
         settings = settings.model_copy(update={"data_dir": data_dir})
     if port_offset is not None:

@@ -10,9 +10,10 @@ from turnwire.cli.processes import process_start
 from turnwire.client.finding import RUN_FILE, find_mesh
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
-    from turnwire.runtime.settings import Settings
+    from turnwire.runtime.settings import Check, Settings
 
 
 def run_file_of(settings: Settings) -> Path:
@@ -48,12 +49,14 @@ def running_mesh_of(settings: Settings) -> dict[str, Any] | None:
     return found if found is not None and is_running(found) else None
 
 
-def resolved_here(config_file: Path | None, data_dir: Path | None, port_offset: int | None = None) -> Settings:
+def resolved_here(
+    config_file: Path | None, data_dir: Path | None, port_offset: int | None = None, *, checks: Sequence[Check] = ()
+) -> Settings:
     """Returns the settings of a command line that is about the mesh of this folder.
 
     Where nobody names a data directory it is that of the mesh that was started here or in a folder above.
     """
-    settings = resolved(config_file, data_dir, port_offset)
+    settings = resolved(config_file, data_dir, port_offset, checks=checks)
     if "data_dir" in settings.model_fields_set:
         return settings
     mesh = find_mesh()

@@ -36,6 +36,7 @@ class TurnPrinter:
         self._part = event_pb2.DELTA_PART_UNSPECIFIED
         self._midline = False
         self._calls: dict[str, str] = {}
+        self._names: dict[str, str] = {}
 
     def show(self, event: event_pb2.StepEvent) -> None:
         """Prints one event."""
@@ -53,14 +54,19 @@ class TurnPrinter:
                 self._note(f"starting the step again: {event.step_restarted.cause.message}")
                 self._written.clear()
                 self._calls.clear()
+            case "step_failed":
+                self._note(f"the step failed: {event.step_failed.failure.message}")
             case "tool_call_completed":
-                result = event.tool_call_completed.result
-                said = result.failure.message if result.HasField("failure") else result.content
-                self._note(f"{result.name} → {said}")
+                self._result(event.tool_call_completed.result)
             case "turn_awaiting_input":
                 for request in event.turn_awaiting_input.awaited_input.requests:
+                    self._names[request.call.call_id] = request.call.name
                     self._note(f"waits for the result of {request.call.name}({request.call.arguments_json})")
                     self._note(f"  turnwire turns submit {event.turn_id} {request.call.call_id} RESULT --watch")
+            case "turn_input_received":
+                for entry in event.turn_input_received.inputs:
+                    if entry.HasField("tool_result"):
+                        self._result(entry.tool_result)
             case "turn_recovered":
                 self._note("another process of the agent service goes on with the turn")
             case "turn_completed":
@@ -110,7 +116,7 @@ class TurnPrinter:
         self._written[delta.part] = max(written, delta.offset + len(raw))
         if fresh:
             text = fresh.decode()
-            click.secho(text, nl=False, err=err, dim=err or None)
+            click.echo(click.style(text, dim=True) if err else text, nl=False, err=err)
             self._midline = not text.endswith("\n")
 
     def _step_completed(self, event: event_pb2.StepEvent) -> None:
@@ -123,6 +129,10 @@ class TurnPrinter:
             arguments = call.arguments_json or self._calls.get(call.call_id, "")
             self._note(f"calls {call.name}({arguments}){told}")
         self._note(self._figures(result, _seconds(event.event_time)))
+
+    def _result(self, result: message_pb2.ToolResult) -> None:
+        said = result.failure.message if result.HasField("failure") else result.content
+        self._note(f"{result.name or self._names.get(result.call_id, result.call_id)} → {said}")
 
     def _figures(self, result: event_pb2.InferenceResult, ended: float) -> str:
         usage = result.usage

@@ -22,41 +22,17 @@ _SCHEMAS = {"agent": "turnwire.agent.store.schema", "inference": "turnwire.infer
 
 
 def settings_file(file: Path | None, load: Callable[[], Settings]) -> tuple[Finding, Settings]:
-    """Checks the settings and the configuration of each provider; returns them too, or the defaults."""
+    """Checks the settings that `load` loads; returns them too, or the defaults."""
     try:
         settings = load()
     except SettingsError as error:
         return Finding("settings", "problem", str(error), "`turnwire config schema` has all there is"), Settings()
     found = find_settings_file(file)
     where = str(found) if found is not None else "no file: the defaults hold"
-    wrong = wrong_providers(settings)
-    if wrong:
-        return Finding("settings", "problem", f"{where}: {'; '.join(wrong)}", "correct it there"), settings
     if settings.store.url != "sqlite":
         said = f"{where}: store.url: this version keeps its state in SQLite only"
         return Finding("settings", "problem", said, "set `store.url` to `sqlite`"), settings
     return Finding("settings", "ok", where), settings
-
-
-def wrong_providers(settings: Settings) -> list[str]:
-    """Returns what is wrong with the configurations of the providers, as the services would refuse them."""
-    from turnwire.errors import InvalidArgument
-    from turnwire.inference import providers
-
-    wrong: list[str] = []
-    for entry in settings.providers.inference:
-        try:
-            providers.build(entry.provider_id, entry.provider_type, entry.config)
-        except InvalidArgument as error:
-            wrong += [f"{violation.field}: {violation.description}" for violation in error.violations]
-        except ModuleNotFoundError as error:
-            if (error.name or "").startswith("turnwire"):
-                raise
-            wrong.append(
-                f"providers.inference[{entry.provider_id}]: {entry.provider_type} needs the package {error.name}, which"
-                " is not installed: pip install 'turnwire[inference]'"
-            )
-    return wrong
 
 
 def stores(settings: Settings, own: frozenset[int]) -> Finding:

