@@ -31,6 +31,7 @@ RULES = [
     {"after_tool": True, "text": "All is done."},
     {"contains": "both", "calls": [_call("slow"), _call("failing")]},
     {"contains": "echo", "calls": [_call("echo", "a secret")]},
+    {"contains": "table", "calls": [_call("code_interpreter")]},
     {"contains": "draw", "calls": [_call("drawing")]},
     {"contains": "search", "calls": [{"name": "memory_search", "arguments": {"query": "whales"}}]},
     {"contains": "brave", "calls": [_call("brave_search")]},
@@ -251,13 +252,13 @@ async def test_attachments_go_to_the_sessions_bank_which_goes_with_the_session()
 
 async def test_attachments_are_files_where_the_interpreter_has_to_be_called():
     async with _mesh() as (_, peers, client):
-        choice = generation_pb2.ToolChoice(mode=generation_pb2.ToolChoice.MODE_NAMED, name="echo")
-        choice.name = "code_interpreter"
+        choice = generation_pb2.ToolChoice(mode=generation_pb2.ToolChoice.MODE_NAMED, name="code_interpreter")
         session = await session_of(client, tools=[_tool("code_interpreter")], tool_choice=choice)
-        said = user_message("echo")
+        said = user_message("sum the table")
         said.attachments.add(text="a,b\n1,2\n", name="table.csv")
         turn = folded(await _events(client, session, said))
 
+        assert ["table.csv"] == [each.name for each in peers.executed[0].attachments]
         assert not peers.inserted
         assert "MEMORY_RETRIEVAL" not in _steps(turn)
         assert not turn.session_bank_id
