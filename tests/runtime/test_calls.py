@@ -23,6 +23,7 @@ from turnwire.errors import (
     MalformedMessage,
     MessageTooLarge,
     Overloaded,
+    Unavailable,
     Unimplemented,
     from_rpc_error,
 )
@@ -197,6 +198,24 @@ def _varint(number: int) -> bytes:
     return bytes([*parts, number])
 
 
+async def test_a_call_that_grpc_itself_cuts_is_told_as_a_service_that_is_away():
+    server = grpc.aio.server()
+
+    async def cut(request: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.CANCELLED, "")
+
+    handlers = {"CountTokens": grpc.unary_unary_rpc_method_handler(cut)}
+    server.add_registered_method_handlers("turnwire.inference.v1.InferenceService", handlers)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with stub_of(f"127.0.0.1:{port}") as stub:
+        error = await failure(stub.CountTokens(COUNT))
+    await server.stop(None)
+    assert isinstance(error, Unavailable)
+    assert error.retryable
+    assert "inference" in error.message
+
+
 async def test_an_unknown_method_is_told_by_name():
     async with (
         hosted({"inference": inference()}) as service,
@@ -273,7 +292,8 @@ async def test_a_deadline_goes_along_two_hops_with_a_margin_at_each():
         error = await failure(AgentServiceStub(plain).GetTurn(agent_service_pb2.GetTurnRequest(), timeout=2))
     outer = relays[0].left[0]
     assert outer is not None
-    assert outer < 2
+    # The transport rounds up, by some milliseconds.
+    assert outer < 2.1
     # The margin is 50 ms; what the hop itself takes comes on top.
     assert seen[0] < outer - 0.03
     assert isinstance(error, DeadlineExceeded)

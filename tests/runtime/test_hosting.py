@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.runtime.serving import Answering, failure, hosted, inference, stub_of, word
 from turnwire.client.client import user_message
-from turnwire.errors import NotFound, Unavailable, Unimplemented
+from turnwire.errors import NotFound, Unavailable, Unimplemented, from_rpc_error
 from turnwire.inference.v1 import inference_service_pb2 as messages
 from turnwire.runtime.channels import channel_options
 from turnwire.runtime.hosting import hosting
@@ -105,6 +105,24 @@ async def test_a_server_that_others_can_reach_needs_keys(host: str):
 async def test_loopback_needs_no_keys(host: str):
     settings = Settings.model_validate({"listen": {"host": host}, "telemetry": {"metrics": False}})
     ServiceServer("inference", settings, None)
+
+
+@pytest.mark.mesh
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"listen": {"host": "0.0.0.0"}}, "access.api_keys"),
+        ({"store": {"url": "postgresql://db"}}, "SQLite only"),
+        ({"listen": {"host": "192.0.2.1"}, "access": {"api_keys": [{"name": "ann", "key": KEY}]}}, "cannot be bound"),
+    ],
+)
+async def test_a_process_that_cannot_serve_ends_with_one_and_says_why(sections: dict[str, Any], told: str):
+    with pytest.raises(RuntimeError, match="ended at its start") as ended:
+        async with running_mesh("processes", services=("inference",), **sections):
+            pass
+    lines = [line for line in str(ended.value).splitlines() if not line.startswith("{")]
+    assert told in lines[-1]
+    assert not any("Traceback" in line for line in lines)
 
 
 async def test_ipv6_is_served_and_found():
@@ -218,11 +236,14 @@ async def test_a_drain_says_no_first_then_refuses_and_lets_streams_finish():
 
 
 async def _until_refused(stub: Any) -> None:
-    code = None
-    while code is None:
-        call = stub.CountTokens(COUNT, timeout=5)
-        code = None if (found := await call.code()) == grpc.StatusCode.OK else found
-    assert grpc.StatusCode.UNAVAILABLE == code
+    error: Exception | None = None
+    while error is None:
+        try:
+            await stub.CountTokens(COUNT, timeout=5)
+        except grpc.aio.AioRpcError as refused:
+            error = from_rpc_error(refused, service="inference")
+    # Also where gRPC answers CANCELLED, as it does to a call that comes while it begins to stop.
+    assert isinstance(error, Unavailable)
 
 
 async def test_a_stream_that_does_not_end_is_cut_after_the_time_to_drain():

@@ -14,6 +14,7 @@ from tests.runtime.serving import ROOT
 from turnwire.errors import StoreUnavailable
 from turnwire.inference import providers
 from turnwire.runtime.context import ServiceContext
+from turnwire.runtime.directory import Directory
 from turnwire.runtime.settings import (
     Settings,
     SettingsError,
@@ -288,6 +289,15 @@ def test_a_wrong_variable_is_named(tmp_path: Path, variable: str, text: str, key
 def test_a_variable_does_not_hide_a_section_that_is_none(tmp_path: Path):
     error = _refused(tmp_path, "listen: 5\n", {"TURNWIRE_LISTEN_HOST": "127.0.0.1"})
     assert ("listen", 1, "is a mapping") == (error.key, error.line, error.expected)
+
+
+def test_a_service_is_found_by_variable_settings_or_port():
+    settings = Settings.model_validate({"addresses": {"inference": "dns:///gpu:1"}, "listen": {"port_offset": 10}})
+    environ = {"TURNWIRE_AGENT_ADDRESS": "elsewhere:2"}
+    directory = Directory(settings, own_service="agent", mesh_secret=None, environ=environ)
+    assert ["elsewhere:2", "dns:///gpu:1", "127.0.0.1:50063"] == [
+        directory.address(service) for service in ("agent", "inference", "safety")
+    ]
 
 
 # Providers

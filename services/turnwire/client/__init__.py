@@ -10,8 +10,9 @@ async with Client.connect() as client:
 ```
 """
 
-from turnwire.client.client import Client
+from turnwire.client.client import Client, user_message
 from turnwire.client.finding import find_mesh
+from turnwire.client.function_tools import function_tool
 from turnwire.client.turn_stream import TurnStream
 
-__all__ = ["Client", "TurnStream", "find_mesh"]
+__all__ = ["Client", "TurnStream", "find_mesh", "function_tool", "user_message"]

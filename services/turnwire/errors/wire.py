@@ -10,7 +10,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from turnwire.common.v1 import error_pb2
 from turnwire.errors.base import DOMAIN, FieldViolation, TurnwireError, shortened
-from turnwire.errors.mesh import Cancelled, DeadlineExceeded, Historic, Internal, Overloaded, Unavailable, Unimplemented
+from turnwire.errors.mesh import DeadlineExceeded, Historic, Internal, Overloaded, Unavailable, Unimplemented
 from turnwire.errors.requests import InvalidArgument, NotFound, PermissionDenied, Unauthenticated
 
 if TYPE_CHECKING:
@@ -103,7 +103,8 @@ def _plain(code: grpc.StatusCode, details: str, service: str, address: str) -> T
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(service)
         case grpc.StatusCode.CANCELLED:
-            return Cancelled(f"The call to the {service} service was cancelled. {details}".rstrip())
+            # Not by us, or there were no status: a server that begins to stop cuts what it has not begun.
+            return Unavailable(service, address=address, detail=f"it cut the call {details}".rstrip())
         case grpc.StatusCode.UNIMPLEMENTED:
             return Unimplemented(f"this RPC of the {service} service", details)
         case grpc.StatusCode.UNAUTHENTICATED:

@@ -40,7 +40,7 @@ def decode_position(token: str, start: tuple[int | str, ...]) -> tuple[int | str
     try:
         padded = token + "=" * (-len(token) % 4)
         parts = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
+    except (binascii.Error, ValueError, RecursionError):
         parts = None
     if not isinstance(parts, list) or [type(part) for part in parts] != [type(part) for part in start]:
         raise InvalidArgument.one("page_token", "is not a token of this list; begin with an empty one")

@@ -1,1 +1,1 @@
-"""The sandbox runner service. Running model-written code comes with a later version; the process runs, and says so."""
+"""The sandbox runner service: it runs model-written code, and nothing else."""

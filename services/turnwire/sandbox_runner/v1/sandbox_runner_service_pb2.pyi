@@ -6,6 +6,7 @@ isort:skip_file
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from turnwire.common.v1 import error_pb2 as _error_pb2
 import builtins as _builtins
 import sys
@@ -25,20 +26,16 @@ class OpenSandboxRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SANDBOX_ID_FIELD_NUMBER: _builtins.int
-    SNAPSHOT_FIELD_NUMBER: _builtins.int
     sandbox_id: _builtins.str
-    """Its id: one a session. Required."""
-    snapshot: _builtins.str
-    """The snapshot to restore the workspace from. May be empty."""
+    """Its id: one a session; letters, digits, `_` and `-`, at most 128. Required."""
     def __init__(
         self,
         *,
         sandbox_id: _builtins.str = ...,
-        snapshot: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sandbox_id", b"sandbox_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -50,25 +47,75 @@ class OpenSandboxResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    RESTORED_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
-    restored: _builtins.bool
-    """True when the interpreter starts anew on restored files."""
+    CREATED_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """How it is isolated, as `bubblewrap` or `landlock`."""
+    created: _builtins.bool
+    """True when it was opened by this call: its workspace is empty and its interpreter new."""
     def __init__(
         self,
         *,
-        restored: _builtins.bool = ...,
         engine: _builtins.str = ...,
+        created: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "restored", b"restored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "engine", b"engine"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___OpenSandboxResponse: _TypeAlias = OpenSandboxResponse  # noqa: Y015
+
+@_typing.final
+class WriteFilesRequest(_message.Message):
+    """A piece of a file for the workspace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SANDBOX_ID_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    sandbox_id: _builtins.str
+    """The sandbox. Required in the first message."""
+    @_builtins.property
+    def file(self) -> Global___WorkspaceFile:
+        """The piece; one at offset 0 begins the file anew. Required."""
+
+    def __init__(
+        self,
+        *,
+        sandbox_id: _builtins.str = ...,
+        file: Global___WorkspaceFile | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "sandbox_id", b"sandbox_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteFilesRequest: _TypeAlias = WriteFilesRequest  # noqa: Y015
+
+@_typing.final
+class WriteFilesResponse(_message.Message):
+    """The files are there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_COUNT_FIELD_NUMBER: _builtins.int
+    file_count: _builtins.int
+    """How many files were written whole."""
+    def __init__(
+        self,
+        *,
+        file_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_count", b"file_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WriteFilesResponse: _TypeAlias = WriteFilesResponse  # noqa: Y015
 
 @_typing.final
 class RunCodeRequest(_message.Message):
@@ -83,12 +130,12 @@ class RunCodeRequest(_message.Message):
     sandbox_id: _builtins.str
     """The sandbox. Required."""
     call_id: _builtins.str
-    """The tool call; the code finds it in its environment. Required."""
+    """The tool call; the code finds it in its environment as `TURNWIRE_CALL_ID`. Required."""
     code: _builtins.str
     """The code. Required."""
     @_builtins.property
     def limit(self) -> _duration_pb2.Duration:
-        """How long it may run. Unset: 60 s."""
+        """How long it may run, an hour at most. Unset: the runner's `sandbox.wall_seconds`."""
 
     def __init__(
         self,
@@ -116,10 +163,17 @@ class RunCodeResponse(_message.Message):
     STDERR_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
+    STARTED_FIELD_NUMBER: _builtins.int
+    REMOVED_FILE_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
     stdout: _builtins.str
     """Text on standard output."""
     stderr: _builtins.str
     """Text on standard error."""
+    removed_file: _builtins.str
+    """A file that was there before the run and is gone: its path."""
+    notice: _builtins.str
+    """Something the model has to know: output that was cut, files that were left out."""
     @_builtins.property
     def file(self) -> Global___WorkspaceFile:
         """A file that was made or changed."""
@@ -128,6 +182,10 @@ class RunCodeResponse(_message.Message):
     def finished(self) -> Global___RunFinished:
         """Last: how it ended."""
 
+    @_builtins.property
+    def started(self) -> Global___RunStarted:
+        """First: the code begins to run."""
+
     def __init__(
         self,
         *,
@@ -135,16 +193,51 @@ class RunCodeResponse(_message.Message):
         stderr: _builtins.str = ...,
         file: Global___WorkspaceFile | None = ...,
         finished: Global___RunFinished | None = ...,
+        started: Global___RunStarted | None = ...,
+        removed_file: _builtins.str = ...,
+        notice: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "finished", b"finished", "payload", b"payload", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "finished", b"finished", "notice", b"notice", "payload", b"payload", "removed_file", b"removed_file", "started", b"started", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "finished", b"finished", "payload", b"payload", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "finished", b"finished", "notice", b"notice", "payload", b"payload", "removed_file", b"removed_file", "started", b"started", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["stdout", "stderr", "file", "finished"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["stdout", "stderr", "file", "finished", "started", "removed_file", "notice"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 
 Global___RunCodeResponse: _TypeAlias = RunCodeResponse  # noqa: Y015
+
+@_typing.final
+class RunStarted(_message.Message):
+    """The code begins to run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESTARTED_FIELD_NUMBER: _builtins.int
+    WORKSPACE_LOST_FIELD_NUMBER: _builtins.int
+    NOTICE_FIELD_NUMBER: _builtins.int
+    restarted: _builtins.bool
+    """True when the variables of earlier runs are gone: their interpreter has ended."""
+    workspace_lost: _builtins.bool
+    """True when the files of earlier runs are gone too: the sandbox has ended. `WriteFiles` restores
+    them, for the next run.
+    """
+    notice: _builtins.str
+    """What to tell the model, when either is so."""
+    def __init__(
+        self,
+        *,
+        restarted: _builtins.bool = ...,
+        workspace_lost: _builtins.bool = ...,
+        notice: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["notice", b"notice", "restarted", b"restarted", "workspace_lost", b"workspace_lost"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunStarted: _TypeAlias = RunStarted  # noqa: Y015
 
 @_typing.final
 class WorkspaceFile(_message.Message):
@@ -157,7 +250,7 @@ class WorkspaceFile(_message.Message):
     DATA_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Its path in the workspace."""
+    """Its path in the workspace, with `/` between folders. Required."""
     offset: _builtins.int
     """Where the piece begins."""
     data: _builtins.bytes
@@ -186,23 +279,70 @@ class RunFinished(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Ending:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EndingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[RunFinished._Ending.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        ENDING_UNSPECIFIED: RunFinished._Ending.ValueType  # 0
+        """Never sent."""
+        ENDING_COMPLETED: RunFinished._Ending.ValueType  # 1
+        """The code came to its end."""
+        ENDING_RAISED: RunFinished._Ending.ValueType  # 2
+        """The code raised an error; the traceback is on standard error."""
+        ENDING_TIME_LIMIT: RunFinished._Ending.ValueType  # 3
+        """It ran longer than it may."""
+        ENDING_CPU_LIMIT: RunFinished._Ending.ValueType  # 4
+        """It used more processor time than it may."""
+        ENDING_MEMORY_LIMIT: RunFinished._Ending.ValueType  # 5
+        """Its processes used more memory than they may."""
+        ENDING_WORKSPACE_LIMIT: RunFinished._Ending.ValueType  # 6
+        """Its files took more room than they may; they are gone with the sandbox."""
+        ENDING_DIED: RunFinished._Ending.ValueType  # 7
+        """Its interpreter ended: the code ended it, or the system did."""
+
+    class Ending(_Ending, metaclass=_EndingEnumTypeWrapper):
+        """What ended it. Values may be added."""
+
+    ENDING_UNSPECIFIED: RunFinished.Ending.ValueType  # 0
+    """Never sent."""
+    ENDING_COMPLETED: RunFinished.Ending.ValueType  # 1
+    """The code came to its end."""
+    ENDING_RAISED: RunFinished.Ending.ValueType  # 2
+    """The code raised an error; the traceback is on standard error."""
+    ENDING_TIME_LIMIT: RunFinished.Ending.ValueType  # 3
+    """It ran longer than it may."""
+    ENDING_CPU_LIMIT: RunFinished.Ending.ValueType  # 4
+    """It used more processor time than it may."""
+    ENDING_MEMORY_LIMIT: RunFinished.Ending.ValueType  # 5
+    """Its processes used more memory than they may."""
+    ENDING_WORKSPACE_LIMIT: RunFinished.Ending.ValueType  # 6
+    """Its files took more room than they may; they are gone with the sandbox."""
+    ENDING_DIED: RunFinished.Ending.ValueType  # 7
+    """Its interpreter ended: the code ended it, or the system did."""
+
     VALUE_REPR_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    ENDING_FIELD_NUMBER: _builtins.int
     value_repr: _builtins.str
     """The value of the last expression, as the interpreter shows it."""
+    ending: Global___RunFinished.Ending.ValueType
+    """What ended it."""
     @_builtins.property
     def failure(self) -> _error_pb2.Failure:
-        """Why it failed."""
+        """Why it failed; unset when it completed."""
 
     def __init__(
         self,
         *,
         value_repr: _builtins.str = ...,
         failure: _error_pb2.Failure | None = ...,
+        ending: Global___RunFinished.Ending.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "value_repr", b"value_repr"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ending", b"ending", "failure", b"failure", "value_repr", b"value_repr"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

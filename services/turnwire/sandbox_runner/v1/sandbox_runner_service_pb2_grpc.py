@@ -40,6 +40,11 @@ class SandboxRunnerServiceStub(object):
                 request_serializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.OpenSandboxRequest.SerializeToString,
                 response_deserializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.OpenSandboxResponse.FromString,
                 _registered_method=True)
+        self.WriteFiles = channel.stream_unary(
+                '/turnwire.sandbox_runner.v1.SandboxRunnerService/WriteFiles',
+                request_serializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.WriteFilesRequest.SerializeToString,
+                response_deserializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.WriteFilesResponse.FromString,
+                _registered_method=True)
         self.RunCode = channel.unary_stream(
                 '/turnwire.sandbox_runner.v1.SandboxRunnerService/RunCode',
                 request_serializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.RunCodeRequest.SerializeToString,
@@ -63,15 +68,24 @@ class SandboxRunnerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WriteFiles(self, request_iterator, context):
+        """Puts files into the workspace of an open sandbox: attachments, or those of an earlier sandbox
+        that is gone. The pieces of a file come in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RunCode(self, request, context):
-        """Runs code in an open sandbox and streams its output.
+        """Runs code in an open sandbox and streams its output. Runs of one sandbox wait for each other.
+        A call that is cancelled ends what runs at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CloseSandbox(self, request, context):
-        """Ends a sandbox and removes its workspace.
+        """Ends a sandbox and removes its workspace. One that is gone already is no error.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,6 +98,11 @@ def add_SandboxRunnerServiceServicer_to_server(servicer, server):
                     servicer.OpenSandbox,
                     request_deserializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.OpenSandboxRequest.FromString,
                     response_serializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.OpenSandboxResponse.SerializeToString,
+            ),
+            'WriteFiles': grpc.stream_unary_rpc_method_handler(
+                    servicer.WriteFiles,
+                    request_deserializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.WriteFilesRequest.FromString,
+                    response_serializer=turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.WriteFilesResponse.SerializeToString,
             ),
             'RunCode': grpc.unary_stream_rpc_method_handler(
                     servicer.RunCode,
@@ -124,6 +143,33 @@ class SandboxRunnerService(object):
             '/turnwire.sandbox_runner.v1.SandboxRunnerService/OpenSandbox',
             turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.OpenSandboxRequest.SerializeToString,
             turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.OpenSandboxResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WriteFiles(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/turnwire.sandbox_runner.v1.SandboxRunnerService/WriteFiles',
+            turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.WriteFilesRequest.SerializeToString,
+            turnwire_dot_sandbox__runner_dot_v1_dot_sandbox__runner__service__pb2.WriteFilesResponse.FromString,
             options,
             channel_credentials,
             insecure,

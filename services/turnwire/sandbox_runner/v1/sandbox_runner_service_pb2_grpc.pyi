@@ -18,10 +18,16 @@ class SandboxRunnerServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     OpenSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_runner_service_pb2.OpenSandboxRequest, _sandbox_runner_service_pb2.OpenSandboxResponse]
     """Opens the sandbox of a session, or finds it open."""
+    WriteFiles: _aio.StreamUnaryMultiCallable[_sandbox_runner_service_pb2.WriteFilesRequest, _sandbox_runner_service_pb2.WriteFilesResponse]
+    """Puts files into the workspace of an open sandbox: attachments, or those of an earlier sandbox
+    that is gone. The pieces of a file come in order.
+    """
     RunCode: _aio.UnaryStreamMultiCallable[_sandbox_runner_service_pb2.RunCodeRequest, _sandbox_runner_service_pb2.RunCodeResponse]
-    """Runs code in an open sandbox and streams its output."""
+    """Runs code in an open sandbox and streams its output. Runs of one sandbox wait for each other.
+    A call that is cancelled ends what runs at once.
+    """
     CloseSandbox: _aio.UnaryUnaryMultiCallable[_sandbox_runner_service_pb2.CloseSandboxRequest, _sandbox_runner_service_pb2.CloseSandboxResponse]
-    """Ends a sandbox and removes its workspace."""
+    """Ends a sandbox and removes its workspace. One that is gone already is no error."""
 
 class SandboxRunnerServiceServicer(metaclass=_abc_1.ABCMeta):
     """Runs model-written code, and nothing else. For the tool executor only."""
@@ -35,12 +41,24 @@ class SandboxRunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Opens the sandbox of a session, or finds it open."""
 
     @_abc_1.abstractmethod
+    def WriteFiles(
+        self,
+        request_iterator: _abc.AsyncIterator[_sandbox_runner_service_pb2.WriteFilesRequest],
+        context: _aio.ServicerContext[_abc.AsyncIterator[_sandbox_runner_service_pb2.WriteFilesRequest], _abc.Awaitable[_sandbox_runner_service_pb2.WriteFilesResponse]],
+    ) -> _abc.Awaitable[_sandbox_runner_service_pb2.WriteFilesResponse]:
+        """Puts files into the workspace of an open sandbox: attachments, or those of an earlier sandbox
+        that is gone. The pieces of a file come in order.
+        """
+
+    @_abc_1.abstractmethod
     def RunCode(
         self,
         request: _sandbox_runner_service_pb2.RunCodeRequest,
         context: _aio.ServicerContext[_sandbox_runner_service_pb2.RunCodeRequest, _abc.AsyncIterator[_sandbox_runner_service_pb2.RunCodeResponse]],
     ) -> _abc.AsyncIterator[_sandbox_runner_service_pb2.RunCodeResponse]:
-        """Runs code in an open sandbox and streams its output."""
+        """Runs code in an open sandbox and streams its output. Runs of one sandbox wait for each other.
+        A call that is cancelled ends what runs at once.
+        """
 
     @_abc_1.abstractmethod
     def CloseSandbox(
@@ -48,6 +66,6 @@ class SandboxRunnerServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _sandbox_runner_service_pb2.CloseSandboxRequest,
         context: _aio.ServicerContext[_sandbox_runner_service_pb2.CloseSandboxRequest, _abc.Awaitable[_sandbox_runner_service_pb2.CloseSandboxResponse]],
     ) -> _abc.Awaitable[_sandbox_runner_service_pb2.CloseSandboxResponse]:
-        """Ends a sandbox and removes its workspace."""
+        """Ends a sandbox and removes its workspace. One that is gone already is no error."""
 
 def add_SandboxRunnerServiceServicer_to_server(servicer: SandboxRunnerServiceServicer, server: _aio.Server) -> None: ...

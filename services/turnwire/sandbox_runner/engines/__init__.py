@@ -1,0 +1,1 @@
+"""The engines that keep model-written code apart from the machine, behind one port."""
