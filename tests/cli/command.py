@@ -14,7 +14,7 @@ import termios
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
@@ -81,14 +81,16 @@ def listener(port: int) -> Generator[int]:
 
 
 class Terminal:
-    """A command in a terminal of its own; Ctrl-C is typed."""
+    """A command in a terminal of its own; Ctrl-C is typed. Its standard output may be `piped` elsewhere."""
 
-    def __init__(self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path) -> None:
+    def __init__(
+        self, *arguments: str, env: Mapping[str, str] | None = None, cwd: Path, piped: BinaryIO | None = None
+    ) -> None:
         self._screen, keyboard = pty.openpty()
         self.process = subprocess.Popen(
             command(*arguments),
             stdin=keyboard,
-            stdout=keyboard,
+            stdout=piped or keyboard,
             stderr=keyboard,
             cwd=cwd,
             env=environment(env),

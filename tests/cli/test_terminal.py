@@ -63,8 +63,9 @@ def test_ctrl_c_cancels_the_turn(mesh: Mesh):
         terminal.until("beginning")
         terminal.type(CTRL_C)
         terminal.until("cancelling …")
-        terminal.until("cancelled")
         assert 130 == terminal.code()
+    assert "  cancelled" in terminal.shown
+    assert "  the call of the model: stopped\n" in terminal.shown
     turn = mesh.ask("get_turn", turn_id)
     assert (turn_pb2.TURN_STATUS_CANCELLED, "Ctrl-C") == (turn.status, turn.cancel_reason)
 
@@ -176,6 +177,18 @@ def test_a_conversation_goes_on_in_a_session(mesh: Mesh):
 def test_a_conversation_that_is_piped_gives_the_answers_only(mesh: Mesh):
     ended = mesh.turnwire("chat", stdin=b"hello\nin pieces\n")
     assert (0, "Hi there, friend.\nOne. Two. Three.\n") == (ended.code, ended.out)
+
+
+def test_a_person_sees_the_prompt_and_what_is_piped_has_the_answers(mesh: Mesh):
+    piped = mesh.folder / "piped"
+    with piped.open("wb") as file, Terminal("chat", env=mesh.env, cwd=mesh.folder, piped=file) as terminal:
+        _started(terminal)
+        terminal.type("hello\n")
+        terminal.until("tokens read")
+        terminal.until("> ")
+        terminal.type(CTRL_D)
+        assert 0 == terminal.code()
+    assert "Hi there, friend.\n" == piped.read_text(encoding="utf-8")
 
 
 def test_a_conversation_with_nobody_is_refused(mesh: Mesh):
