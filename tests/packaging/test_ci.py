@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -125,6 +127,27 @@ def test_the_time_limit_ends_it(checkout: Path):
 
     assert f"1 passed, {len(NAMES) - 1} failed" == lines[-1]
     assert 1 == code
+
+
+def test_a_process_that_was_left_running_does_not_hold_it_up(checkout: Path):
+    pid = checkout / "pid"
+    code, lines = run(checkout, f"sleep 300 & echo $! >{pid}\n{printing(GOOD)}")
+    os.kill(pid_in(pid), signal.SIGKILL)
+
+    assert f"{SUM} passed, 0 failed" == lines[-1]
+    assert 0 == code
+
+
+@pytest.mark.parametrize("moment", [0, 0.005, 0.02, 0.05])
+def test_sigterm_at_any_moment_of_its_start_ends_it(checkout: Path, moment: float):
+    write_dev(checkout, "exec sleep 300")
+    process = subprocess.Popen([checkout / ".ci" / "run"], stdout=subprocess.PIPE, text=True)
+    time.sleep(moment)  # the place of the fault: a time is what it is chosen by
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+
+    assert process.returncode in (1, -signal.SIGTERM)  # by the signal: before its first line had run
+    assert process.returncode < 0 or f"0 passed, {len(NAMES)} failed" == output.splitlines()[-1]
 
 
 def test_sigterm_ends_what_runs_and_counts(checkout: Path):
