@@ -53,6 +53,8 @@ class Peers:
     broken_shields: set[str] = field(default_factory=set[str])
     running: int = 0
     most_at_once: int = 0
+    delay: float = 0.0
+    """So long every answer takes, in seconds."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     """The tool `slow` answers when it is set."""
 
@@ -76,6 +78,7 @@ class _Shields(ShieldServiceServicer, SafetyServiceServicer):
 
     async def RunShields(self, request: Any, context: Any) -> Any:
         self._peers.shielded.append(request)
+        await asyncio.sleep(self._peers.delay)
         response = safety_service_pb2.RunShieldsResponse()
         messages = [message_pb2.Message.FromString(message.SerializeToString()) for message in request.messages]
         for shield_id in request.shield_ids:
@@ -134,6 +137,7 @@ class _Memory(MemoryBankServiceServicer, MemoryServiceServicer):
 
     async def Query(self, request: Any, context: Any) -> Any:
         self._peers.queries.append(request)
+        await asyncio.sleep(self._peers.delay)
         chunks = [chunk for chunk in self._peers.chunks if chunk.bank_id in request.bank_ids]
         return memory_service_pb2.QueryResponse(chunks=chunks[: request.max_chunks])
 
@@ -157,6 +161,7 @@ class _Tools(ToolServiceServicer, ToolExecutorServiceServicer):
         peers.most_at_once = max(peers.most_at_once, peers.running)
         result = message_pb2.ToolResult(call_id=request.call.call_id, name=request.call.name)
         try:
+            await asyncio.sleep(peers.delay)
             output = tool_executor_service_pb2.ExecutionOutput(text=f"{request.call.name} begins\n")
             yield tool_executor_service_pb2.ExecuteToolResponse(output=output)
             match request.call.name:

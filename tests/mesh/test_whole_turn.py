@@ -15,7 +15,7 @@ from turnwire.agent.v1 import agent_pb2, agent_service_pb2, step_pb2, turn_pb2
 from turnwire.client.client import user_message
 from turnwire.common.v1 import error_pb2, generation_pb2, message_pb2, retrieval_pb2, shield_pb2
 from turnwire.errors import NotFound
-from turnwire.testing.mesh import RunningMesh, running_mesh
+from turnwire.testing.mesh import RunningMesh, Topology, running_mesh
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -51,10 +51,11 @@ def _chunk(bank: str, document: str, text: str, **fields: Any) -> retrieval_pb2.
 
 
 @asynccontextmanager
-async def _mesh(**settings: Any) -> AsyncGenerator[tuple[RunningMesh, Peers, Any]]:
+async def _mesh(topology: Topology = "one_process", **settings: Any) -> AsyncGenerator[tuple[RunningMesh, Peers, Any]]:
     async with running_peers() as peers:
-        async with running_mesh(rules=RULES, addresses=peers.addresses, **settings) as mesh, mesh.client() as client:
-            yield mesh, peers, client
+        async with running_mesh(topology, rules=RULES, addresses=peers.addresses, **settings) as mesh:
+            async with mesh.client() as client:
+                yield mesh, peers, client
 
 
 async def _events(client: Any, session: str, *messages: message_pb2.Message, **fields: Any) -> Sequence[Any]:
@@ -325,11 +326,47 @@ async def test_cancelling_stops_the_calls_that_run_and_says_so():
 
 async def test_what_does_not_exist_is_refused_by_name():
     async with _mesh() as (_, _peers, client):
-        for fields in (
+        wrong: list[dict[str, Any]] = [
             {"input_shields": ["none"]},
             {"tools": [_tool("none")]},
             {"retrieval": agent_pb2.RetrievalConfig(bank_ids=["none"])},
             {"tools": [_tool("echo", output_shields=["none"])]},
-        ):
+        ]
+        for fields in wrong:
             with pytest.raises(NotFound, match="none"):
                 await client.create_agent(agent_pb2.AgentConfig(model="scripted", **fields))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "moment", ["SHIELD_CALL", "MEMORY_RETRIEVAL", "INFERENCE", "TOOL_EXECUTION", "the last shield"]
+)
+async def test_a_turn_goes_on_where_its_process_died(moment: str):
+    async with _mesh(topology="processes") as (mesh, peers, client):
+        peers.chunks = [_chunk("library", "moby.md", "A whale.")]
+        peers.gate.set()
+        peers.delay = 0.15
+        session = await session_of(
+            client,
+            input_shields=["no-evil"],
+            output_shields=["hide-done"],
+            tools=[_tool("slow"), _tool("failing")],
+            retrieval=agent_pb2.RetrievalConfig(bank_ids=["library"]),
+        )
+        stream = client.run_turn(session, "both, please")
+        killed = False
+        async with stream:
+            async for event in stream:
+                kind = step_pb2.StepType.Name(event.step_started.type).removeprefix("STEP_TYPE_")
+                point = event.step_started.shield_call.point
+                now = point == shield_pb2.SHIELD_POINT_OUTPUT if moment == "the last shield" else kind == moment
+                if now and not killed:
+                    killed = True
+                    await mesh.kill("agent")
+                    await mesh.start("agent")
+
+        turn = await client.get_turn(stream.turn_id)
+        assert turn == stream.turn
+        assert (turn_pb2.TURN_STATUS_COMPLETED, 1) == (turn.status, turn.recoveries)
+        assert "All is [hidden]." == turn.output.parts[0].text
+        check_log([event async for event in client.watch_turn(stream.turn_id)])
