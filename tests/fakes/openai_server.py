@@ -206,6 +206,8 @@ class FakeOpenAi:
                 await response.write(f"{lines[1]}{end}".encode())
                 await asyncio.sleep(0.01)
         await response.write(raw)
+        if behaviour == "ends late":
+            await asyncio.sleep(0.01)
         if behaviour == "stays open":
             await asyncio.Event().wait()
 

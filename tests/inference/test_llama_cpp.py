@@ -104,7 +104,7 @@ async def test_the_repetition_penalty_makes_repetition_rarer(llama: Subject):
         sampling = generation_pb2.SamplingParameters(
             greedy=generation_pb2.GreedySampling(), max_tokens=20, repetition_penalty=penalty
         )
-        request = inference_service_pb2.CompletionRequest(prompt="tea " * 30, sampling_parameters=sampling)
+        request = inference_service_pb2.CompletionRequest(prompt="tea, " * 29 + "tea,", sampling_parameters=sampling)
         return "".join([piece.text.text async for piece in llama.provider.complete(llama.model, request)])
 
     plain, held = await continued(1.0), await continued(2.0)

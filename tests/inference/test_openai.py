@@ -245,6 +245,8 @@ async def test_a_failure_has_a_name_keeps_the_key_and_leaves_nothing_open(behavi
         assert TEXT == _text([piece async for piece in provider.chat(MODEL, _request())])
 
     assert error is type(raised.value)
+    if behaviour == "goes silent":
+        assert "0.2 s" in str(raised.value)
     assert KEY not in f"{raised.value} {raised.value.metadata} {raised.value.violations} {logs}"
 
 
@@ -322,6 +324,8 @@ async def test_reading_a_long_prompt_is_no_silence():
 
 async def test_answers_share_one_connection_and_one_left_in_the_middle_is_not_used_again():
     async with fake_openai() as fake, _provider(fake.base_url) as provider:
+        # The end of a stream may come after its last word.
+        fake.script = ["good", "ends late", "ends late"]
         for _ in range(5):
             assert TEXT == _text([piece async for piece in provider.chat(MODEL, _request())])
         await provider.embed(MODEL, ["a"])
@@ -400,6 +404,9 @@ async def test_the_server_is_asked_what_it_serves():
         assert [("fake-chat", 0, True), ("vllm", 4096, True)] == [
             (model.model_id, model.context_tokens, model.tool_calling) for model in models
         ]
+        # Nobody asks again so soon, not even in the background.
+        assert provider._listed._asking is not None
+        await provider._listed._asking
         assert 1 == fake.models_asked
 
 
@@ -431,7 +438,15 @@ async def test_a_server_that_does_not_answer_holds_callers_up_once():
                 await provider.models()
         assert time.monotonic() - begun < 0.25
 
-        # It is asked again by itself when somebody wants it, and then is there.
+        # Later it is asked again, and whoever asks waits for half a second of that at most.
+        provider._listed._seconds = 30
+        provider._listed._until = 0
+        begun = time.monotonic()
+        with pytest.raises(ProviderUnavailable):
+            await provider.models()
+        assert time.monotonic() - begun < 5
+
+        # And then is there.
         fake.models_answer.set()
         while inspect_service_pb2.Provider.STATE_UNAVAILABLE == provider.state()[0]:
             try:
@@ -445,6 +460,7 @@ async def test_a_password_in_the_address_stands_in_no_error():
     async with _provider("http://somebody:a-password@127.0.0.1:9/v1") as provider:
         with pytest.raises(ProviderUnavailable) as raised:
             await provider.models()
+    assert "somebody" not in str(raised.value)
     assert "password" not in str(raised.value)
 
 

@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from tests.fakes.openai_server import fake_openai
+from turnwire.common.v1 import inspect_service_pb2
 from turnwire.errors import (
     AlreadyExists,
     Ambiguous,
@@ -174,6 +175,16 @@ async def test_a_provider_that_is_away_hides_nothing_else_and_is_named(tmp_path:
         states = {each.provider_id: each for each in await client.list_providers("inference")}
         assert ["a"] == list(states["one"].serves)
         assert "127.0.0.1:9" in states["gpu"].detail
+
+
+async def test_a_provider_that_turns_out_to_be_away_is_listed_as_such():
+    async with fake_openai() as fake:
+        fake.models_answer.clear()
+        async with _mesh(_scripted("one", "a"), _openai(fake.base_url)) as mesh, mesh.client() as client:
+            states = {each.provider_id: each.state for each in await client.list_providers("inference")}
+
+    provider = inspect_service_pb2.Provider
+    assert {"one": provider.STATE_READY, "gpu": provider.STATE_UNAVAILABLE} == states
 
 
 async def test_what_a_model_is_for_is_the_providers_to_say_or_the_operators():

@@ -107,8 +107,6 @@ class CallReader:
         assert self._scanner is not None
         taken = self._scanner.feed(self._held)
         arguments, self._held = self._held[:taken], self._held[taken:]
-        if self._object is not None:
-            self._object.feed(arguments)
         if arguments:
             yield _delta(self.calls - 1, arguments)
         if self._scanner.done:
