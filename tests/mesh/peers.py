@@ -197,7 +197,7 @@ async def running_peers() -> AsyncGenerator[Peers]:
     """Gives the peers, served on one port."""
     peers = Peers()
     server = grpc.aio.server()
-    shields, memory, tools = _Shields(peers), _Memory(peers), _Tools(peers)
+    shields, memory, tools = _Shields(peers), _Memory(peers), _Tools(peers)  # pyright: ignore[reportAbstractUsage] - they serve what is asked of them here
     add_ShieldServiceServicer_to_server(shields, server)
     add_SafetyServiceServicer_to_server(shields, server)
     add_MemoryBankServiceServicer_to_server(memory, server)
