@@ -1,1 +1,1 @@
-"""The safety service. Screening of contents comes with a later version; the process runs, and says so."""
+"""The safety service: shields, the providers that run them, and the registry of both."""

@@ -1,0 +1,1 @@
+"""What the safety service keeps: the registrations of shields."""
