@@ -194,6 +194,7 @@ async def test_a_client_that_is_closed_under_a_reader_says_so():
             await _read_some(stream)
         with pytest.raises(Cancelled, match="client was closed"):
             await reading
+        assert 0 == stream.reconnects
         assert await _running(beside, stream.turn_id)
         with pytest.raises(Cancelled, match="client was closed"):
             await stream.result()

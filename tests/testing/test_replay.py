@@ -73,10 +73,10 @@ async def _mesh(config: dict[str, Any]) -> AsyncGenerator[Client]:
         yield client
 
 
-async def _pieces(client: Client, *said: str, **fields: Any) -> list[bytes]:
+async def _pieces(client: Client, *said: str, model: str = "scripted", **fields: Any) -> list[bytes]:
     """Returns the pieces of an answer as they travelled, without the times, which are measured anew."""
     request = inference_service_pb2.ChatCompletionRequest(
-        model="scripted", messages=[user_message(text) for text in said], **fields
+        model=model, messages=[user_message(text) for text in said], **fields
     )
     pieces: list[bytes] = []
     try:
@@ -129,6 +129,16 @@ async def test_the_pieces_of_an_answer_are_equal_byte_by_byte_and_in_order(tmp_p
     async with replaying(path) as client:
         assert recorded == await _pieces(client, "the weather?", tools=tools)
     assert len(recorded) > 8
+
+
+async def test_however_a_model_is_addressed_its_recording_is_found(tmp_path: Path):
+    path = tmp_path / "names.jsonl"
+    async with recording(path) as client:
+        recorded = await _pieces(client, "hello", model="replay/scripted")
+    async with replaying(path) as client:
+        await client.register_model("mine", provider_model_id="scripted")
+        # Only which model answers is told by its name here; the first piece says it.
+        assert recorded[1:] == (await _pieces(client, "hello", model="mine"))[1:]
 
 
 async def test_the_same_request_is_answered_in_the_recorded_order(tmp_path: Path):
