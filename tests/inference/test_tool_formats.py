@@ -143,7 +143,7 @@ TEXTS = [
     ('A set is {1, 2} and {"name": "add", "arguments": {}} within a line', JSON),
     ("See [the page](https://example.org) and [1] [add", PYTHON),
     ("[add(1)]", PYTHON),
-    ("[add(**x)]", PYTHON),
+    ("[add(**{'n': 1})]", PYTHON),
     ("[add(n=1e999)]", PYTHON),
     ("[the list goes on", PYTHON),
     ('{"name": "John", "arguments', JSON),
