@@ -15,10 +15,11 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from tests.mesh.asking import session_of
+from tests.mesh.asking import session_of, until_up, weather_tool
 from tests.runtime.serving import ROOT, Answering, failure, hosted, inference, stub_of
-from turnwire.agent.v1 import agent_service_pb2
+from turnwire.agent.v1 import agent_service_pb2, turn_pb2
 from turnwire.client.client import user_message
+from turnwire.common.v1 import message_pb2
 from turnwire.errors import NotFound
 from turnwire.inference.v1 import inference_service_pb2 as messages
 from turnwire.runtime.extras import ExtraMissing, imported
@@ -123,6 +124,37 @@ async def test_a_turn_is_one_trace_from_its_caller_to_the_model():
     assert answered.end_time_unix_nano <= served.end_time_unix_nano
     steps = [event.step_started for event in events if event.WhichOneof("payload") == "step_started"]
     assert {TRACE} == {step.trace_id for step in steps}
+
+
+@pytest.mark.mesh
+async def test_a_turn_that_another_call_goes_on_with_stays_in_its_trace():
+    rules = [
+        {"contains": "weather", "calls": [{"name": "get_weather", "arguments": {"city": "Berlin"}}], "times": 1},
+        {"text": "It is sunny."},
+    ]
+    async with (
+        collecting() as (collector, endpoint),
+        running_mesh(rules=rules, telemetry={"otlp_endpoint": endpoint}) as mesh,
+        mesh.client() as client,
+    ):
+        session = await session_of(client, tools=[weather_tool()])
+        request = agent_service_pb2.RunTurnRequest(session_id=session, messages=[user_message("the weather?")])
+        metadata = (("traceparent", f"00-{TRACE}-{SPAN}-01"),)
+        events = [event async for event in client.agent_stub.RunTurn(request, timeout=30, metadata=metadata)]
+        turn = await client.get_turn(events[0].turn_id)
+        await mesh.stop("agent")
+        await mesh.start("agent")
+        await until_up(client, "agent")
+
+        call_id = turn.awaited_input.requests[0].call.call_id
+        result = message_pb2.ToolResult(call_id=call_id, content="sunny")
+        await client.submit_turn_input(turn.turn_id, [result])
+        ended = await client.watch_turn(turn.turn_id).result()
+
+    assert turn_pb2.TURN_STATUS_COMPLETED == ended.status
+    assert {TRACE} == {step.trace_id for step in ended.steps}
+    chats = [span for sender, span in collector.spans if (sender, span.name) == ("turnwire-inference", CHAT)]
+    assert [TRACE, TRACE] == [span.trace_id.hex() for span in chats]
 
 
 async def test_a_failed_call_carries_its_code_and_no_text():

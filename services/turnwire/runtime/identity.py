@@ -11,12 +11,15 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from turnwire.runtime.telemetry import next_traceparent, trace_id
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 DEFAULT_TENANT = "default"
 MESH_TOKEN_SECONDS = 300
 _SCHEME = "mesh1"
+_SOME_SPAN = f"{1:016x}"
 _EXPIRY = re.compile("[0-9]{1,12}")
 
 
@@ -69,20 +72,23 @@ def begin_call(caller: Caller, *, seconds: float | None, call_id: str, trace: st
 
 
 @contextmanager
-def acting_as(tenant: str) -> Generator[None]:
+def acting_as(tenant: str, *, trace: str = "") -> Generator[None]:
     """Works for a tenant outside of any call: what was begun in one does not end with its deadline.
 
-    It stays in the trace of the call that began it.
+    It stays in the trace of the call that began it, or goes on in `trace`, a trace id, where another one called.
     """
+    present = _traceparent.get()
+    stays = not trace or trace_id(present) == trace
     tokens = (
         _caller.set(Caller("service", "turnwire", tenant, frozenset({"service"}))),
         _deadline.set(None),
         _request_id.set(""),
+        _traceparent.set(present if stays else next_traceparent(f"00-{trace}-{_SOME_SPAN}-01")),
     )
     try:
         yield
     finally:
-        for variable, token in zip((_caller, _deadline, _request_id), tokens, strict=True):
+        for variable, token in zip((_caller, _deadline, _request_id, _traceparent), tokens, strict=True):
             variable.reset(token)  # pyright: ignore[reportArgumentType] - each token is of its variable
 
 

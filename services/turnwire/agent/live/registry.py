@@ -193,9 +193,11 @@ class LiveTurns:
         return LiveTurn(tenant=tenant, row=row, log=log)
 
     async def _run(self, live: LiveTurn, runner: TurnRunner, first: Sequence[event_pb2.StepEvent]) -> None:
-        structlog.contextvars.bind_contextvars(turn_id=live.row.turn_id)
+        # After a pause or a restart another call goes on with the turn; its trace is the one it began in.
+        trace = live.log.fold.turn.trace_id
+        structlog.contextvars.bind_contextvars(turn_id=live.row.turn_id, trace_id=trace)
         try:
-            with acting_as(live.tenant):
+            with acting_as(live.tenant, trace=trace):
                 await runner.run(first)
         except NotOwner as error:
             _log.warning("turn_lost", turn_id=live.row.turn_id, epoch=live.row.epoch)

@@ -117,8 +117,7 @@ class InferenceStep:
     async def _stream(self, step: step_pb2.Step, request: inference_service_pb2.ChatCompletionRequest) -> _Answer:
         answer = _Answer()
         try:
-            metadata = (("traceparent", f"00-{step.trace_id}-{step.step_id[-16:]}-01"),)
-            call = self._stub.ChatCompletion(request, timeout=self._timeout_seconds, metadata=metadata)
+            call = self._stub.ChatCompletion(request, timeout=self._timeout_seconds)
             async with upstream(call):
                 async for chunk in call:
                     self._take(step, chunk, answer)
