@@ -118,6 +118,7 @@ def test_arguments_are_held_against_the_schema():
 
     assert argument_problem(definition, '{"n":1}') is None
     assert ("$.n", "'x' is not of type 'integer'") == argument_problem(definition, '{"n":"x"}')
+    assert ("$", "the arguments are nested too deeply") == argument_problem(definition, '{"n":' + "[" * 100_000)
 
 
 def _past(status: turn_pb2.TurnStatus.ValueType, *steps: step_pb2.Step) -> turn_pb2.Turn:

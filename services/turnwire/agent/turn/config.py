@@ -139,9 +139,11 @@ def argument_problem(definition: generation_pb2.ToolDefinition, arguments_json: 
     """Returns (path, problem) of arguments that do not fit a tool's schema, or None when they do."""
     try:
         arguments: Any = json.loads(arguments_json or "{}")
+        if not isinstance(arguments, dict):
+            return "$", "the arguments are no JSON object"
+        problem = next(iter(_validator(definition.parameters_json_schema).iter_errors(arguments)), None)
     except ValueError as error:
         return "$", f"the arguments are no JSON: {error}"
-    if not isinstance(arguments, dict):
-        return "$", "the arguments are no JSON object"
-    problem = next(iter(_validator(definition.parameters_json_schema).iter_errors(arguments)), None)
+    except RecursionError:
+        return "$", "the arguments are nested too deeply"
     return (problem.json_path, problem.message[:500]) if problem is not None else None
