@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dturnwire/memory/v1/bank.proto\x12\x12turnwire.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf3\x03\n\nMemoryBank\x12\x0f\n\x07\x62\x61nk_id\x18\x01 \x01(\t\x12\x13\n\x0bprovider_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12>\n\x08metadata\x18\x04 \x03(\x0b\x32,.turnwire.memory.v1.MemoryBank.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdocuments\x18\x06 \x01(\x03\x12\x0e\n\x06\x63hunks\x18\x07 \x01(\x03\x12\x36\n\x06vector\x18\n \x01(\x0b\x32$.turnwire.memory.v1.VectorBankConfigH\x00\x12:\n\x08keyvalue\x18\x0b \x01(\x0b\x32&.turnwire.memory.v1.KeyValueBankConfigH\x00\x12\x38\n\x07keyword\x18\x0c \x01(\x0b\x32%.turnwire.memory.v1.KeywordBankConfigH\x00\x12\x34\n\x05graph\x18\r \x01(\x0b\x32#.turnwire.memory.v1.GraphBankConfigH\x00\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06\x63onfig\"^\n\x10VectorBankConfig\x12\x17\n\x0f\x65mbedding_model\x18\x01 \x01(\t\x12\x19\n\x11\x63hunk_size_tokens\x18\x02 \x01(\x05\x12\x16\n\x0eoverlap_tokens\x18\x03 \x01(\x05\"\x14\n\x12KeyValueBankConfig\"F\n\x11KeywordBankConfig\x12\x19\n\x11\x63hunk_size_tokens\x18\x01 \x01(\x05\x12\x16\n\x0eoverlap_tokens\x18\x02 \x01(\x05\"\x11\n\x0fGraphBankConfigBK\n\x16\x64\x65v.turnwire.memory.v1P\x01Z/turnwire.dev/protos/turnwire/memory/v1;memoryv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dturnwire/memory/v1/bank.proto\x12\x12turnwire.memory.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x85\x04\n\nMemoryBank\x12\x0f\n\x07\x62\x61nk_id\x18\x01 \x01(\t\x12\x13\n\x0bprovider_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12>\n\x08metadata\x18\x04 \x03(\x0b\x32,.turnwire.memory.v1.MemoryBank.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tdocuments\x18\x06 \x01(\x03\x12\x0e\n\x06\x63hunks\x18\x07 \x01(\x03\x12\x10\n\x08\x62uilt_in\x18\x08 \x01(\x08\x12\x36\n\x06vector\x18\n \x01(\x0b\x32$.turnwire.memory.v1.VectorBankConfigH\x00\x12:\n\x08keyvalue\x18\x0b \x01(\x0b\x32&.turnwire.memory.v1.KeyValueBankConfigH\x00\x12\x38\n\x07keyword\x18\x0c \x01(\x0b\x32%.turnwire.memory.v1.KeywordBankConfigH\x00\x12\x34\n\x05graph\x18\r \x01(\x0b\x32#.turnwire.memory.v1.GraphBankConfigH\x00\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x08\n\x06\x63onfig\"^\n\x10VectorBankConfig\x12\x17\n\x0f\x65mbedding_model\x18\x01 \x01(\t\x12\x19\n\x11\x63hunk_size_tokens\x18\x02 \x01(\x05\x12\x16\n\x0eoverlap_tokens\x18\x03 \x01(\x05\"\x14\n\x12KeyValueBankConfig\"F\n\x11KeywordBankConfig\x12\x19\n\x11\x63hunk_size_tokens\x18\x01 \x01(\x05\x12\x16\n\x0eoverlap_tokens\x18\x02 \x01(\x05\" \n\x0fGraphBankConfig\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\x05\x42K\n\x16\x64\x65v.turnwire.memory.v1P\x01Z/turnwire.dev/protos/turnwire/memory/v1;memoryv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MEMORYBANK_METADATAENTRY']._loaded_options = None
   _globals['_MEMORYBANK_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_MEMORYBANK']._serialized_start=87
-  _globals['_MEMORYBANK']._serialized_end=586
-  _globals['_MEMORYBANK_METADATAENTRY']._serialized_start=529
-  _globals['_MEMORYBANK_METADATAENTRY']._serialized_end=576
-  _globals['_VECTORBANKCONFIG']._serialized_start=588
-  _globals['_VECTORBANKCONFIG']._serialized_end=682
-  _globals['_KEYVALUEBANKCONFIG']._serialized_start=684
-  _globals['_KEYVALUEBANKCONFIG']._serialized_end=704
-  _globals['_KEYWORDBANKCONFIG']._serialized_start=706
-  _globals['_KEYWORDBANKCONFIG']._serialized_end=776
-  _globals['_GRAPHBANKCONFIG']._serialized_start=778
-  _globals['_GRAPHBANKCONFIG']._serialized_end=795
+  _globals['_MEMORYBANK']._serialized_end=604
+  _globals['_MEMORYBANK_METADATAENTRY']._serialized_start=547
+  _globals['_MEMORYBANK_METADATAENTRY']._serialized_end=594
+  _globals['_VECTORBANKCONFIG']._serialized_start=606
+  _globals['_VECTORBANKCONFIG']._serialized_end=700
+  _globals['_KEYVALUEBANKCONFIG']._serialized_start=702
+  _globals['_KEYVALUEBANKCONFIG']._serialized_end=722
+  _globals['_KEYWORDBANKCONFIG']._serialized_start=724
+  _globals['_KEYWORDBANKCONFIG']._serialized_end=794
+  _globals['_GRAPHBANKCONFIG']._serialized_start=796
+  _globals['_GRAPHBANKCONFIG']._serialized_end=828
 # @@protoc_insertion_point(module_scope)

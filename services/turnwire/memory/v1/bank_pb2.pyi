@@ -52,6 +52,7 @@ class MemoryBank(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     DOCUMENTS_FIELD_NUMBER: _builtins.int
     CHUNKS_FIELD_NUMBER: _builtins.int
+    BUILT_IN_FIELD_NUMBER: _builtins.int
     VECTOR_FIELD_NUMBER: _builtins.int
     KEYVALUE_FIELD_NUMBER: _builtins.int
     KEYWORD_FIELD_NUMBER: _builtins.int
@@ -59,13 +60,17 @@ class MemoryBank(_message.Message):
     bank_id: _builtins.str
     """How requests name it."""
     provider_id: _builtins.str
-    """The provider that keeps it."""
+    """The provider that keeps it. May be left out when registering: the first configured one that keeps
+    banks of its kind.
+    """
     name: _builtins.str
     """A name for people."""
     documents: _builtins.int
     """How many documents it holds."""
     chunks: _builtins.int
     """How many chunks it holds."""
+    built_in: _builtins.bool
+    """True when it came with Turnwire and not by RegisterMemoryBank: it can be read only."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels: at most 32, keys to 64 and values to 512 characters."""
@@ -100,6 +105,7 @@ class MemoryBank(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         documents: _builtins.int = ...,
         chunks: _builtins.int = ...,
+        built_in: _builtins.bool = ...,
         vector: Global___VectorBankConfig | None = ...,
         keyvalue: Global___KeyValueBankConfig | None = ...,
         keyword: Global___KeywordBankConfig | None = ...,
@@ -107,7 +113,7 @@ class MemoryBank(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time", "graph", b"graph", "keyvalue", b"keyvalue", "keyword", b"keyword", "vector", b"vector"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bank_id", b"bank_id", "chunks", b"chunks", "config", b"config", "create_time", b"create_time", "documents", b"documents", "graph", b"graph", "keyvalue", b"keyvalue", "keyword", b"keyword", "metadata", b"metadata", "name", b"name", "provider_id", b"provider_id", "vector", b"vector"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bank_id", b"bank_id", "built_in", b"built_in", "chunks", b"chunks", "config", b"config", "create_time", b"create_time", "documents", b"documents", "graph", b"graph", "keyvalue", b"keyvalue", "keyword", b"keyword", "metadata", b"metadata", "name", b"name", "provider_id", b"provider_id", "vector", b"vector"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_config: _TypeAlias = _typing.Literal["vector", "keyvalue", "keyword", "graph"]  # noqa: Y015
     _WhichOneofArgType_config: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
@@ -125,7 +131,10 @@ class VectorBankConfig(_message.Message):
     CHUNK_SIZE_TOKENS_FIELD_NUMBER: _builtins.int
     OVERLAP_TOKENS_FIELD_NUMBER: _builtins.int
     embedding_model: _builtins.str
-    """The model that makes the vectors. Required; it cannot be changed."""
+    """The model that makes the vectors: `model_id` or `provider_id/model_id`. May be left out when
+    registering: the first embedding model that the inference service lists. It is kept with the bank
+    as `provider_id/model_id` and cannot be changed; documents and questions go through no other.
+    """
     chunk_size_tokens: _builtins.int
     """The length of a chunk in tokens. 0: 256."""
     overlap_tokens: _builtins.int
@@ -147,7 +156,9 @@ Global___VectorBankConfig: _TypeAlias = VectorBankConfig  # noqa: Y015
 
 @_typing.final
 class KeyValueBankConfig(_message.Message):
-    """Typed values by key."""
+    """Typed values by key. A key belongs to one document. A question finds a value by its key, by a prefix
+    of its key that ends in `*`, by keys that it holds, and by words.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -190,16 +201,23 @@ Global___KeywordBankConfig: _TypeAlias = KeywordBankConfig  # noqa: Y015
 
 @_typing.final
 class GraphBankConfig(_message.Message):
-    """Entities, and relations between them."""
+    """Entities, and relations between them. A question finds entities by their ids, names and types, and by
+    words; a chunk is an entity with what surrounds it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    DEPTH_FIELD_NUMBER: _builtins.int
+    depth: _builtins.int
+    """How many relations away from a found entity its surroundings go, 1 or 2. 0: 1."""
     def __init__(
         self,
+        *,
+        depth: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["depth", b"depth"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -103,7 +103,7 @@ class Document(_message.Message):
     uri: _builtins.str
     """Where it came from. May be empty."""
     text: _builtins.str
-    """The text itself."""
+    """The text itself, at most 1 MiB."""
     data: _builtins.bytes
     """The bytes of a file, at most 1 MiB."""
     artifact_id: _builtins.str
@@ -360,7 +360,7 @@ class StoredDocument(_message.Message):
     content_sha256: _builtins.str
     """The hash of its content, in hexadecimal."""
     chunks: _builtins.int
-    """How many chunks it became."""
+    """How many chunks it became; for a value and for a piece of a graph 1."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels: at most 32, keys to 64 and values to 512 characters."""

@@ -33,7 +33,9 @@ class InsertDocumentsRequest(_message.Message):
     bank_id: _builtins.str
     """The bank. Required."""
     request_id: _builtins.str
-    """Makes a repeat safe: the same id with the same body returns the first result."""
+    """Makes a repeat safe: the same id with the same body returns the first result, also when a document
+    was changed since.
+    """
     @_builtins.property
     def documents(self) -> _containers.RepeatedCompositeFieldContainer[_document_pb2.Document]:
         """The documents, at least one."""
@@ -110,22 +112,24 @@ class QueryRequest(_message.Message):
     FILTERS_FIELD_NUMBER: _builtins.int
     MIN_SCORE_FIELD_NUMBER: _builtins.int
     max_chunks: _builtins.int
-    """At most so many chunks. 0: 10."""
+    """At most so many chunks. 0: 10; at most 200."""
     max_tokens_in_context: _builtins.int
     """At most so many tokens of text. 0: 4096."""
     min_score: _builtins.float
-    """Only chunks that fit at least so well. 0: all."""
+    """Only chunks that fit at least so well, each by the measure of its bank's kind: the cosine for
+    vector banks; for the others from 0 to 1, how much of the question was found. 0: all.
+    """
     @_builtins.property
     def bank_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The banks, at least one."""
 
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
-        """The question. Required."""
+        """The question: the text of the last message of a user. Required."""
 
     @_builtins.property
     def filters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Only documents with these labels."""
+        """Only documents that have all of these labels, exactly."""
 
     def __init__(
         self,
@@ -155,11 +159,14 @@ class QueryResponse(_message.Message):
     UNAVAILABLE_BANK_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[_retrieval_pb2.RetrievedChunk]:
-        """The chunks, best first."""
+        """The chunks, best first. Banks of one kind (and one embedding model) are ranked by their common
+        score. Lists of different kinds are merged by reciprocal rank, and the score is then that of the
+        rank: 1 for the first of a list, falling with the rank.
+        """
 
     @_builtins.property
     def unavailable_bank_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Banks that could not be searched."""
+        """Banks that could not be searched. When that is all of them, the call fails instead."""
 
     def __init__(
         self,

@@ -67,7 +67,9 @@ class MemoryServiceServicer(object):
     """
 
     def InsertDocuments(self, request, context):
-        """Puts documents into a bank and streams the progress. Idempotent by document id and content.
+        """Puts documents into a bank and streams the progress. Idempotent by document id and content: the
+        same content again is UNCHANGED, other content replaces the document at once for those who query.
+        A document that fails stops no other; its failure is in its progress.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -17,7 +17,10 @@ class MemoryServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     InsertDocuments: _aio.UnaryStreamMultiCallable[_memory_service_pb2.InsertDocumentsRequest, _memory_service_pb2.InsertDocumentsResponse]
-    """Puts documents into a bank and streams the progress. Idempotent by document id and content."""
+    """Puts documents into a bank and streams the progress. Idempotent by document id and content: the
+    same content again is UNCHANGED, other content replaces the document at once for those who query.
+    A document that fails stops no other; its failure is in its progress.
+    """
     Query: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.QueryRequest, _memory_service_pb2.QueryResponse]
     """Searches several banks at once."""
     ListDocuments: _aio.UnaryUnaryMultiCallable[_memory_service_pb2.ListDocumentsRequest, _memory_service_pb2.ListDocumentsResponse]
@@ -36,7 +39,10 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_service_pb2.InsertDocumentsRequest,
         context: _aio.ServicerContext[_memory_service_pb2.InsertDocumentsRequest, _abc.AsyncIterator[_memory_service_pb2.InsertDocumentsResponse]],
     ) -> _abc.AsyncIterator[_memory_service_pb2.InsertDocumentsResponse]:
-        """Puts documents into a bank and streams the progress. Idempotent by document id and content."""
+        """Puts documents into a bank and streams the progress. Idempotent by document id and content: the
+        same content again is UNCHANGED, other content replaces the document at once for those who query.
+        A document that fails stops no other; its failure is in its progress.
+        """
 
     @_abc_1.abstractmethod
     def Query(
