@@ -65,7 +65,7 @@ async def _run(found: Found, content: Content) -> shield_pb2.ShieldVerdict:
 
 def _seconds(most: float) -> float:
     left = remaining()
-    return most if left is None else max(_LEAST_SECONDS, min(most, left - _MARGIN_SECONDS))
+    return most if left is None else min(most, max(_LEAST_SECONDS, left - _MARGIN_SECONDS))
 
 
 def _tell(verdict: shield_pb2.ShieldVerdict, judgement: Judgement, content: Content) -> None:

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
+import structlog
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from turnwire.common.v1 import inspect_service_pb2, shield_pb2
-from turnwire.errors import FieldViolation, InvalidArgument, NotServed
+from turnwire.errors import FieldViolation, InvalidArgument, NotServed, TurnwireError
 from turnwire.runtime.settings import problems_of
 from turnwire.safety.redaction import merged
 from turnwire.safety.shields.port import Judgement, Level, TextPart, built_in
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 LevelName = Literal["info", "warn", "error"]
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9._:-]{1,200}$")]
+_log = structlog.get_logger(__name__)
 _SCREENS = 64
 """So many shields are kept ready to run."""
 
@@ -90,8 +92,10 @@ class TextShields(ABC):
     def _screen(self, settings: Any) -> Screen:
         """Returns a shield of valid settings. Runs in a thread."""
 
-    async def start(self, directory: Directory) -> None:  # noqa: B027 - a method of the port, not one to override
-        """Nothing to load: a shield is made ready when it first runs."""
+    async def start(self, directory: Directory) -> None:
+        """Begins to make its own shields ready, so that the first text does not wait for that."""
+        for shield in self._built_in.values():
+            self._threads.submit(self._warm, shield)
 
     async def close(self) -> None:
         """Waits for the texts in work."""
@@ -120,6 +124,13 @@ class TextShields(ABC):
             raise TimeoutError from None
         finally:
             stop.set()
+
+    def _warm(self, shield: registry_pb2.Shield) -> None:
+        try:
+            self._ready(shield)
+        except TurnwireError as error:
+            # Each judgement will say so too; here it is said before anybody asks.
+            _log.warning("shield_not_ready", shield_id=shield.shield_id, error=error.message)
 
     def _judge(self, shield: registry_pb2.Shield, content: Content, stop: Stop) -> Judgement:
         stop.check()

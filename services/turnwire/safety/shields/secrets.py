@@ -144,7 +144,7 @@ class SecretsScreen:
         found: list[Finding] = []
         for part in content.texts():
             form = forms.plain(part.text)
-            lowered = form.data.lower()
+            lowered = form.data.decode().lower().encode()
             taken: set[tuple[int, int]] = set()
             for rule in self._rules:
                 stop.check()
