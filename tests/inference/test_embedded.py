@@ -113,7 +113,9 @@ async def _required_calls(shipped: RunningMesh, prompts: list[str], at_once: int
             model=MODEL,
             tools=TOOLS,
             tool_choice=generation_pb2.ToolChoice(mode=generation_pb2.ToolChoice.MODE_REQUIRED),
-            sampling_parameters=generation_pb2.SamplingParameters(max_tokens=160),
+            sampling_parameters=generation_pb2.SamplingParameters(max_tokens=96),
+            # The forced call and one answer to its result: left alone, this small model goes on calling.
+            max_iterations=2,
         )
         agent = await client.create_agent(config)
         for start in range(0, len(prompts), at_once):
