@@ -6,6 +6,7 @@ import asyncio
 import codecs
 import contextlib
 import json
+import signal
 import struct
 import time
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import structlog
 from turnwire.sandbox_runner import processes
 from turnwire.sandbox_runner.engines.port import EngineUnusable
 from turnwire.sandbox_runner.interior import frames, workspace
+from turnwire.sandbox_runner.spawning import Spawned, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Coroutine
 
     from turnwire.sandbox_runner.engines.port import Limits, Place
 
@@ -99,7 +101,7 @@ class Cage:
         """Use `start`."""
         self._place = place
         self._limits = limits
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Spawned | None = None
         self._frames: asyncio.Queue[tuple[bytes, dict[str, Any], bytes] | None] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._errors = b""
@@ -132,17 +134,7 @@ class Cage:
         """
         cage = cls(place, limits)
         try:
-            cage._process = process = await asyncio.create_subprocess_exec(
-                *place.command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=place.environment,
-                cwd="/",
-                start_new_session=True,
-            )
-            assert process.stdout is not None
-            assert process.stderr is not None
+            cage._process = process = await spawn(place.command, place.environment)
             cage._tasks = [
                 asyncio.create_task(cage._read(process.stdout)),
                 asyncio.create_task(cage._keep_errors(process.stderr)),
@@ -153,8 +145,13 @@ class Cage:
                 raise Broken("it did not say that it is ready")
             cage.uid = int(values.get("uid", -1))
         except (Broken, TimeoutError, OSError) as error:
+            if len(cage._tasks) == 2:
+                # It says why on its way out.
+                await asyncio.wait(cage._tasks[1:], timeout=_KILL_SECONDS)
             await cage.close()
-            raise EngineUnusable(cage.last_words() or str(error) or "it did not come up in time") from None
+            words = cage.last_words() or str(error) or "it did not come up in time"
+            code = cage._process.returncode if cage._process is not None else None
+            raise EngineUnusable(f"{words} (exit code {code})") from None
         except BaseException:
             await cage.close()
             raise
@@ -240,38 +237,26 @@ class Cage:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.to_thread(self._place.release)
 
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
+    async def _end(self, process: Spawned) -> None:
         if process.returncode is None:
             if self._place.private_files:
                 # With the first process of a namespace all others end. The signal that bubblewrap asks for at its own
                 # end does not reach that first process on every kernel.
                 await asyncio.to_thread(processes.kill_children, process.pid)
             else:
-                with contextlib.suppress(ProcessLookupError):
-                    process.terminate()
-        try:
-            async with asyncio.timeout(_KILL_SECONDS):
-                await process.wait()
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            try:
-                async with asyncio.timeout(_KILL_SECONDS):
-                    await process.wait()
-            except TimeoutError:
+                process.signal(signal.SIGTERM)
+        if not await _within(process.wait()):
+            process.signal(signal.SIGKILL)
+            if not await _within(process.wait()):
                 _log.error("sandbox_does_not_end", pid=process.pid)
-        # Its pipes: what is inside sees their end, whatever has become of the outer process.
-        if process.stdin is not None:
-            process.stdin.close()
+        # What is inside sees their end, whatever has become of the outer process.
+        process.close()
 
     async def _send(self, data: bytes) -> None:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
+        assert self._process is not None
         try:
-            process.stdin.write(data)
-            await process.stdin.drain()
-        except (ConnectionError, RuntimeError):
+            await self._process.send(data)
+        except ConnectionError:
             raise Broken("the sandbox has ended") from None
 
     async def _next(self) -> tuple[bytes, dict[str, Any], bytes]:
@@ -342,8 +327,14 @@ class _Run:
         self._cage._allowed = _SLACK
         if finished.ending == "full":
             await self._cage.close()
-        elif await self._clean():
-            yield Notice("Processes that the code had left running were ended.")
+        else:
+            try:
+                left = await asyncio.to_thread(self._clean)
+            except TimeoutError:
+                left = True
+                await self._cage.close()
+            if left:
+                yield Notice("Processes that the code had left running were ended.")
         yield finished
 
     def _read(self, kind: bytes, values: dict[str, Any], body: bytes) -> list[Piece]:
@@ -437,11 +428,8 @@ class _Run:
         shared = processes.resident(inside[0]) if inside else 0
         return processes.usage(cage.pid, shared_bytes=shared, unlinked=not private)
 
-    async def _clean(self) -> bool:
+    def _clean(self) -> bool:
         """Ends what the code has left running; the interpreter is stopped meanwhile, and all else with it."""
-        return await asyncio.to_thread(self._clean_now)
-
-    def _clean_now(self) -> bool:
         root = self._cage.pid
         inside = processes.children(root)
         if not inside:
@@ -459,6 +447,16 @@ _LIMIT_WORDS = {
     "memory": "The processes of the code used more than {limits.memory_bytes} bytes of memory and were ended.",
     "full": "The files of the sandbox took more than {limits.workspace_bytes} bytes.",
 }
+
+
+async def _within(waiting: Coroutine[Any, Any, None]) -> bool:
+    """True when it came to its end in time."""
+    try:
+        async with asyncio.timeout(_KILL_SECONDS):
+            await waiting
+    except TimeoutError:
+        return False
+    return True
 
 
 def _stream(kind: bytes) -> Literal["stdout", "stderr"]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_END_SECONDS = 1.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -73,13 +75,22 @@ def resident(process: int) -> int:
 
 
 def end(keep: set[int], root: int) -> bool:
-    """Kills what is below a process but `keep`; these are stopped and start nothing. True when something was."""
-    # The dead stay in sight until their parent, stopped now, asks for them.
-    found = [process for process in below(root) if process not in keep and _state(process) not in {"", "Z", "X"}]
-    for process in found:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(process, signal.SIGKILL)
-    return bool(found)
+    """Kills what is below a process but `keep`, which are stopped and start nothing; True when something was.
+
+    Raises:
+        TimeoutError: something does not end.
+    """
+    deadline = time.monotonic() + _END_SECONDS
+    any_found = False
+    while found := [process for process in below(root) if process not in keep and _lives(process)]:
+        any_found = True
+        for process in found:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{len(found)} processes do not end")
+        time.sleep(0.002)
+    return any_found
 
 
 def kill_children(process: int) -> None:
@@ -96,10 +107,11 @@ def _fields(process: int) -> list[str]:
         return file.read().rpartition(")")[2].split()
 
 
-def _state(process: int) -> str:
+def _lives(process: int) -> bool:
+    """False for the dead: they stay in sight until their parent, stopped now, asks for them."""
     with suppress(OSError, IndexError):
-        return _fields(process)[0]
-    return ""
+        return _fields(process)[0] not in {"Z", "X"}
+    return False
 
 
 def _unlinked(process: int) -> int:

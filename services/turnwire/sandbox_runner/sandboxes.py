@@ -225,8 +225,10 @@ class Sandboxes:
 
     async def _warm_up(self, cage: Cage) -> None:
         """Imports ahead, while nobody has taken it."""
-        with contextlib.suppress(Broken):
-            await cage.preload()
+        # Somebody may have taken it before this began.
+        if cage in self._warm:
+            with contextlib.suppress(Broken):
+                await cage.preload()
 
     async def _close_idle(self) -> None:
         idle = self._settings.idle_seconds

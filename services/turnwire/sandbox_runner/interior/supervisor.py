@@ -17,7 +17,7 @@ import selectors
 import signal
 import sys
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 if not __package__:
     # A script of its own, in the copy of this folder that the runner made: nothing of ours is installed there.
@@ -286,11 +286,14 @@ class Supervisor:
             return
         too_much = self._too_much()
         # A tree that takes long to measure is measured less often.
-        self._looked = max(now, time.monotonic() + 9 * (time.monotonic() - now))
+        self._looked = max(now, time.monotonic() + 4 * (time.monotonic() - now))
         if too_much:
-            self._child.close()
-            self._answer(frames.FINISHED, {"ended": "full", "value": "", "error": too_much})
-            os._exit(3)
+            self._give_up(too_much)
+
+    def _give_up(self, why: str) -> NoReturn:
+        self._child.close()
+        self._answer(frames.FINISHED, {"ended": "full", "value": "", "error": why})
+        os._exit(3)
 
     def _too_much(self) -> str:
         walls = self._walls
@@ -314,6 +317,8 @@ class Supervisor:
     def _finish(self, outcome: dict[str, Any]) -> None:
         assert self._running is not None
         limits, self._running = self._running, None
+        if too_much := self._too_much():
+            self._give_up(too_much)
         self._send_files(limits)
         self._answer(frames.FINISHED, {"value": "", "error": ""} | outcome)
 
