@@ -23,7 +23,7 @@ A message says what happened, where, and what to do next. One interceptor turns 
 # │   └── WeightsMissing, IsolationUnavailable, SchemaUnsupported
 # ├── SequenceOutOfRange         OUT_OF_RANGE
 # ├── ResourceExhausted          RESOURCE_EXHAUSTED   (abstract)
-# │   └── Overloaded, MessageTooLarge, SessionQueueFull
+# │   └── Overloaded, MessageTooLarge, SessionQueueFull, QuotaExhausted
 # ├── Unavailable                UNAVAILABLE          SERVICE_UNAVAILABLE: retry with back-off
 # │   └── Draining, StoreUnavailable, NotOwner
 # ├── DeadlineExceeded           DEADLINE_EXCEEDED
@@ -48,6 +48,7 @@ from turnwire.errors.mesh import (
     ProviderError,
     ProviderRateLimited,
     ProviderUnavailable,
+    QuotaExhausted,
     ResourceExhausted,
     SessionQueueFull,
     StoreUnavailable,
@@ -115,6 +116,7 @@ __all__ = [
     "ProviderRateLimited",
     "ProviderUnauthenticated",
     "ProviderUnavailable",
+    "QuotaExhausted",
     "ResourceExhausted",
     "ResourceInUse",
     "SchemaUnsupported",

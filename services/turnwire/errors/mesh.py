@@ -64,6 +64,19 @@ class SessionQueueFull(ResourceExhausted):
         )
 
 
+class QuotaExhausted(ResourceExhausted):
+    """What a tenant may keep is used up."""
+
+    reason = error_pb2.ERROR_REASON_QUOTA_EXHAUSTED
+
+    def __init__(self, resource_type: str, *, used_bytes: int, limit_bytes: int) -> None:
+        """Tells both sizes."""
+        super().__init__(
+            f"The {resource_type}s of this tenant have {used_bytes} bytes of at most {limit_bytes}: remove some first.",
+            metadata={"resource_type": resource_type, "used_bytes": used_bytes, "limit_bytes": limit_bytes},
+        )
+
+
 class Unavailable(TurnwireError):
     """A service of the mesh cannot be reached."""
 

@@ -200,6 +200,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. The turn was deleted; its id cannot be used again for 30 days.
     Metadata: `turn_id`.
     """
+    ERROR_REASON_QUOTA_EXHAUSTED: _ErrorReason.ValueType  # 49
+    """RESOURCE_EXHAUSTED. What a tenant may keep is used up: remove something first. Metadata:
+    `resource_type`, `used_bytes`, `limit_bytes`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an operation was refused or failed. The full name of the value travels in
@@ -381,6 +385,10 @@ starts. Metadata: `turn_id`.
 ERROR_REASON_TURN_DELETED: ErrorReason.ValueType  # 48
 """FAILED_PRECONDITION. The turn was deleted; its id cannot be used again for 30 days.
 Metadata: `turn_id`.
+"""
+ERROR_REASON_QUOTA_EXHAUSTED: ErrorReason.ValueType  # 49
+"""RESOURCE_EXHAUSTED. What a tenant may keep is used up: remove something first. Metadata:
+`resource_type`, `used_bytes`, `limit_bytes`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -255,6 +255,15 @@ class SandboxSettings(_Section):
     """A sandbox that has not run anything for so long is closed."""
 
 
+class ArtifactSettings(_Section):
+    """Files that sessions and tools keep, in the tool executor service."""
+
+    file_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024 * 1024
+    """The largest file."""
+    tenant_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024 * 1024
+    """The files of a tenant together."""
+
+
 class LimitSettings(_Section):
     """What one process takes."""
 
@@ -283,6 +292,7 @@ class Settings(_Section):
     providers: ProvidersSettings = ProvidersSettings()
     agent: AgentSettings = AgentSettings()
     sandbox: SandboxSettings = SandboxSettings()
+    artifacts: ArtifactSettings = ArtifactSettings()
     limits: LimitSettings = LimitSettings()
 
     def port(self, service: str) -> int:
