@@ -92,6 +92,18 @@ async def test_temperature_top_k_top_p_and_seed_change_what_is_written(llama: Su
     assert wide != await _says(llama, top_p=TopP(top_p=1.0, temperature=0.2), seed=5)
 
 
+async def test_nucleus_sampling_is_not_cut_down_by_the_engines_other_filters(llama: Subject):
+    """By itself the engine keeps 40 candidates and drops the improbable ones, also of a nucleus of everything."""
+    engine = llama.provider._engine(LLAMA_MODEL)
+    asked = {"messages": [{"role": "user", "content": SEA}], "stream": True, "max_tokens": 10}
+    cut = ""
+    async with aclosing(engine.chat(asked | {"temperature": 2.0, "top_p": 1.0, "seed": 5})) as chunks:
+        async for chunk in chunks:
+            cut += "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+
+    assert cut != await _says(llama, top_p=TopP(top_p=1.0, temperature=2.0), seed=5)
+
+
 @pytest.mark.parametrize("seed", [-1, 0, 2**32 - 1, 2**63 - 1, -(2**63)])
 async def test_any_seed_of_the_contract_makes_an_answer_come_again(llama: Subject, seed: int):
     sampling = {"top_p": TopP(top_p=1.0, temperature=1.5), "seed": seed}

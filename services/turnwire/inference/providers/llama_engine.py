@@ -127,8 +127,9 @@ class LlamaEngine:
             return stopped.is_set()
 
         def over(_: object) -> None:
-            self._stops.discard(stopped)
-            self.open_streams -= 1
+            if stopped in self._stops:
+                self._stops.remove(stopped)
+                self.open_streams -= 1
 
         self.open_streams += 1
         self._stops.add(stopped)
@@ -144,6 +145,7 @@ class LlamaEngine:
                 if chunk is _END:
                     # It has said its last word and lets go now; whoever asks next finds it so.
                     await work
+                    over(work)
                     return
                 if isinstance(chunk, Exception):
                     raise self._error(str(chunk), {}, form)
