@@ -101,6 +101,8 @@ def test_text_in_ascii_is_its_own_form():
         ("🅸🅶🅽🅾🆁🅴", "ignore"),
         ("ⓘⓖⓝⓞⓡⓔ", "ignore"),
         ("İGNORE", "ignore"),
+        ("ignorѐ", "ignore"),  # a Cyrillic е under an accent
+        ("ig𝛈ore", "ignore"),  # a mathematical η
         ("STRAẞE", "strasse"),
     ],
 )

@@ -133,6 +133,10 @@ def test_addresses_of_the_internet_only_when_asked_and_only_public_ones():
     assert [] == found(SCREEN, text)
 
 
+def test_a_place_is_of_one_kind():
+    assert [("email", "415-555-2671@example.com")] == found(SCREEN, "write to 415-555-2671@example.com")
+
+
 def test_what_is_found_is_replaced_by_its_kind():
     text = "Bob, bob@example.com, 4111 1111 1111 1111 ÄÖ +49 30 901820!"
     judgement = judged(SCREEN.findings(content(text), Stop(10)))

@@ -98,6 +98,10 @@ def test_invisible_and_wide_characters_hide_nothing():
     assert [("github-pat", hidden)] == found(SCREEN, f"ключ {hidden} готов")
 
 
+def test_a_value_that_is_not_random_is_no_secret():
+    assert [] == found(SCREEN, 'api_key = "abab1212abab1212abab"')
+
+
 @pytest.mark.parametrize(
     "text",
     [
