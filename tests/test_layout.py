@@ -31,7 +31,7 @@ def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", _sources("services") + _sources("tools"), ids=_name)
+@pytest.mark.parametrize("path", _sources("services") + _sources("gateway") + _sources("tools"), ids=_name)
 def test_a_module_is_one_noun_of_at_most_500_lines(path: Path):
     assert len(path.read_text().splitlines()) <= 500
 
@@ -64,7 +64,26 @@ def test_the_client_needs_no_service():
                 assert not inner, f"{_name(path)} imports {name}"
 
 
-@pytest.mark.parametrize("path", _sources("services"), ids=_name)
+def test_the_gateway_needs_the_contract_the_client_and_the_runtime_only():
+    allowed = ["turnwire.client.", "turnwire.errors.", "turnwire.runtime.", "turnwire.ids.", "turnwire.fold."]
+    allowed += [f"turnwire.{part}.v1." for part in (*SERVICES, "access", "common") if part != "sandbox_runner"]
+    for path in _sources("gateway"):
+        for name in _imports(path):
+            own = name.startswith(("turnwire.", "turnwire_")) and name != "turnwire.__version__"
+            here = name.startswith("turnwire_gateway.") or f"{name}.".startswith(tuple(allowed))
+            assert not own or here, f"{_name(path)} imports {name}"
+
+
+def test_nothing_imports_the_gateway_but_its_command():
+    importing = {
+        _name(path)
+        for path in _sources("services")
+        if any(name.startswith("turnwire_gateway") for name in _imports(path))
+    }
+    assert set() == importing  # the command loads it by name, when it is called
+
+
+@pytest.mark.parametrize("path", _sources("services") + _sources("gateway"), ids=_name)
 def test_nothing_prints(path: Path):
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
     assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]

@@ -40,7 +40,7 @@ class Place:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.below = folder / "deep" / "below"
-        self.offset = free_port_offset(SERVICES)
+        self.offset = free_port_offset([*SERVICES, "gateway"])
         self.below.mkdir(parents=True)
         (folder / "turnwire.yaml").write_text(_SETTINGS, encoding="utf-8")
 

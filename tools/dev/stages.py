@@ -19,7 +19,7 @@ from tools.dev.layout import BIN, ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-_SOURCES = [name for name in ("services", "tests", "tools", "bench", "examples") if (ROOT / name).is_dir()]
+_SOURCES = [name for name in ("services", "gateway", "tests", "tools", "bench", "examples") if (ROOT / name).is_dir()]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ COMMANDS = {
     "safety": ("turnwire.cli.serve:safety", "Run the safety service."),
     "memory": ("turnwire.cli.serve:memory", "Run the memory service."),
     "tool-executor": ("turnwire.cli.serve:tool_executor", "Run the tool executor."),
+    "gateway": ("turnwire.cli.serve:gateway", "Run the gateway: HTTP, an OpenAI-compatible API, the console."),
     "sandbox-runner": ("turnwire.cli.serve:sandbox_runner", "Run the sandbox runner."),
 }
 """Name to (`module:command`, one line of help)."""

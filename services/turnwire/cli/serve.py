@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from turnwire.cli.options import resolved, settings_options
-from turnwire.cli.services import SERVICES
+from turnwire.cli.services import GATEWAY, SERVICES
 
 SUPERVISOR = "TURNWIRE_SUPERVISOR"
 """The process id of the `turnwire up` that started this process."""
@@ -55,3 +55,20 @@ safety = _command("safety")
 memory = _command("memory")
 tool_executor = _command("tool_executor")
 sandbox_runner = _command("sandbox_runner")
+
+
+@click.command()
+@settings_options
+def gateway(config_file: Path | None, data_dir: Path | None, port_offset: int | None) -> None:
+    """Run the gateway until SIGTERM: the contract over HTTP, an OpenAI-compatible API, the console."""
+    _end_with_supervisor()
+    from turnwire.runtime.extras import ExtraMissing, imported
+    from turnwire.runtime.telemetry import configure_logs
+
+    settings = resolved(config_file, data_dir, port_offset)
+    configure_logs(settings.telemetry, GATEWAY)
+    try:
+        serving = imported("turnwire_gateway.serving", setting="turnwire gateway", extra="gateway")
+    except ExtraMissing as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(serving.run(settings))

@@ -17,7 +17,7 @@ from turnwire.cli.checks.machine import refusal
 from turnwire.cli.processes import process_start
 from turnwire.cli.run_file import run_file_of, running_mesh_of, write_run_file
 from turnwire.cli.serve import SUPERVISOR
-from turnwire.cli.services import SERVICES
+from turnwire.cli.services import GATEWAY, SERVICES, edge
 from turnwire.runtime.hosting import MESH_SECRET
 from turnwire.runtime.settings.models import HEALTH_OFFSET, METRICS_OFFSET
 
@@ -98,7 +98,7 @@ class Mesh:
         self.run_file.unlink(missing_ok=True)
 
     def _names(self) -> list[str]:
-        return ["all"] if self.all_in_one else list(SERVICES)
+        return [*(["all"] if self.all_in_one else SERVICES), *edge()]
 
     def _spawn(self, name: str) -> _Child:
         log = self.settings.data_dir / "logs" / f"{name}.log"
@@ -134,7 +134,7 @@ class Mesh:
 
     def _wait_ready(self) -> None:
         deadline = time.monotonic() + READY_SECONDS
-        waiting = list(SERVICES)
+        waiting = [*SERVICES, *edge()]
         while waiting:
             for child in self.children:
                 if child.process.poll() is not None:
@@ -143,7 +143,7 @@ class Mesh:
             if self._ending:
                 self.stop()
                 raise MeshFailed("stopped before the mesh was up")
-            waiting = [name for name in waiting if not _healthy(self._health_address(name))]
+            waiting = [name for name in waiting if not _healthy(name, self._health_address(name))]
             if waiting and time.monotonic() > deadline:
                 self.stop()
                 raise MeshFailed(f"{', '.join(waiting)} did not become healthy; logs: {self.settings.data_dir}/logs")
@@ -159,7 +159,7 @@ class Mesh:
             )
 
     def _check_ports(self) -> None:
-        for name in SERVICES:
+        for name in (*SERVICES, *edge()):
             for offset in (0, HEALTH_OFFSET, METRICS_OFFSET):
                 port = self.settings.port(name) + offset
                 why = refusal(self.settings.listen.host, port)
@@ -177,7 +177,7 @@ class Mesh:
         content = {
             "pid": os.getpid(),
             "started": process_start(os.getpid()),
-            "addresses": {name: self.settings.address(name) for name in SERVICES},
+            "addresses": {name: self.settings.address(name) for name in (*SERVICES, *edge())},
             "children": {child.name: child.process.pid for child in self.children},
             "data_dir": str(self.settings.data_dir.resolve()),
             "tls": {name: str(path.resolve()) for name, path in self.settings.tls if path is not None},
@@ -197,7 +197,9 @@ class Mesh:
         self._ending = True
 
 
-def _healthy(address: str) -> bool:
+def _healthy(name: str, address: str) -> bool:
+    if name == GATEWAY:
+        return _ready(address)
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -208,3 +210,14 @@ def _healthy(address: str) -> bool:
         except grpc.RpcError:
             return False
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+def _ready(address: str) -> bool:
+    """Asks a service of HTTP; proxies of the environment are for others."""
+    from urllib.request import ProxyHandler, build_opener
+
+    try:
+        with build_opener(ProxyHandler({})).open(f"http://{address}/readyz", timeout=0.5) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

@@ -105,11 +105,14 @@ def _wait(settings: Settings, process: subprocess.Popen[bytes], log: Path) -> No
 
 
 def _greet(settings: Settings, seconds: float) -> None:
-    from turnwire.cli.services import SERVICES
+    from turnwire.cli.services import SERVICES, edge
 
     click.echo(f"The mesh is up ({seconds:.1f} s).")
     for name in SERVICES:
         click.echo(f"  {name.replace('_', ' '):<16} {settings.address(name)}")
+    for name in edge():
+        scheme = "http" if settings.tls.certificate is None else "https"
+        click.echo(f"  {'console':<16} {scheme}://{settings.address(name)}/")
     command = f"{_variable(settings)}{'./dev turnwire' if Path('dev').is_file() else 'turnwire'}"
     click.echo("Try:")
     click.echo(f'  {command} ask "What is gRPC?"')

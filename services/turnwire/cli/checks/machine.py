@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from turnwire.cli.checks.finding import Finding
 from turnwire.cli.processes import port_holder
-from turnwire.cli.services import SERVICES
+from turnwire.cli.services import SERVICES, edge
 from turnwire.runtime.settings.models import HEALTH_OFFSET, METRICS_OFFSET
 from turnwire.weights import MODELS, cache_directory, in_bytes
 from turnwire.weights.store import status_of
@@ -108,7 +108,7 @@ def weights_disk(names: list[str]) -> Finding:
 def ports(settings: Settings) -> Finding:
     """Checks that nothing else listens on the ports of the services."""
     taken: list[str] = []
-    for name in SERVICES:
+    for name in (*SERVICES, *edge()):
         for offset in (0, HEALTH_OFFSET, METRICS_OFFSET):
             port = settings.port(name) + offset
             why = refusal(settings.listen.host, port)

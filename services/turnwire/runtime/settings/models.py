@@ -218,6 +218,15 @@ class AgentSettings(_Section):
     """How often expired pauses, idle sessions and turns without a process are looked for."""
 
 
+class MemorySettings(_Section):
+    """The memory service."""
+
+    docs_dir: str = "auto"
+    """A folder of Markdown for the bank `turnwire-docs`; `auto`: Turnwire's own documents; empty: no such bank."""
+    fetch_allow_hosts: list[str] = []
+    """Hosts, as `host` or `host:port`, that documents may be fetched from although they are not public."""
+
+
 class SandboxSettings(_Section):
     """The sandbox runner service: what model-written code gets."""
 
@@ -264,6 +273,14 @@ class ArtifactSettings(_Section):
     """The files of a tenant together."""
 
 
+class GatewaySettings(_Section):
+    """The edge over HTTP."""
+
+    allowed_origins: list[Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]] = []
+    """Other origins whose pages may call it from a browser, as `https://app.example.org`; `*` is every one. None: only
+    pages of the gateway itself."""
+
+
 class LimitSettings(_Section):
     """What one process takes."""
 
@@ -291,7 +308,9 @@ class Settings(_Section):
     """Whether services answer gRPC reflection."""
     providers: ProvidersSettings = ProvidersSettings()
     agent: AgentSettings = AgentSettings()
+    memory: MemorySettings = MemorySettings()
     sandbox: SandboxSettings = SandboxSettings()
+    gateway: GatewaySettings = GatewaySettings()
     artifacts: ArtifactSettings = ArtifactSettings()
     limits: LimitSettings = LimitSettings()
 
