@@ -1,94 +1,93 @@
-"""The RPCs of the memory service.
-
-Memory banks comes with a later version: every method answers UNIMPLEMENTED.
-"""
+"""The RPCs of `turnwire.memory.v1.MemoryService`."""
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
-from turnwire.memory.v1.memory_bank_service_pb2_grpc import MemoryBankServiceServicer
+from turnwire.errors import NotFound
+from turnwire.memory import validation
+from turnwire.memory.store import documents as stored
+from turnwire.memory.v1 import memory_service_pb2 as messages
 from turnwire.memory.v1.memory_service_pb2_grpc import MemoryServiceServicer
-from turnwire.runtime.unimplemented import unimplemented
+from turnwire.runtime.identity import current
+from turnwire.runtime.paging import decode_position, encode_position, page_size
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import grpc
 
-    from turnwire.memory.v1 import memory_bank_service_pb2, memory_service_pb2
+    from turnwire.memory.insertion import Insertion
+    from turnwire.memory.registry import Banks
+    from turnwire.memory.retrieval import Retrieval
+    from turnwire.memory.store.documents import Stored
+    from turnwire.runtime.storage import Store, Transaction
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_INSTEAD = "Put what the model should read into the messages."
-
 
 class MemoryServicer(MemoryServiceServicer):
-    """Answers that this version does not serve `MemoryService`."""
+    """Serves documents in banks, and what fits a question."""
 
-    @unimplemented("MemoryService/InsertDocuments", _INSTEAD)
-    def InsertDocuments(
-        self, request: memory_service_pb2.InsertDocumentsRequest, context: Context
-    ) -> AsyncIterator[memory_service_pb2.InsertDocumentsResponse]:
-        """Is not served yet."""
-        raise NotImplementedError
+    def __init__(self, store: Store, banks: Banks, insertion: Insertion, retrieval: Retrieval) -> None:
+        """Works on `banks`."""
+        self._store = store
+        self._banks = banks
+        self._insertion = insertion
+        self._retrieval = retrieval
 
-    @unimplemented("MemoryService/Query", _INSTEAD)
-    async def Query(
-        self, request: memory_service_pb2.QueryRequest, context: Context
-    ) -> memory_service_pb2.QueryResponse:
-        """Is not served yet."""
-        raise NotImplementedError
+    async def InsertDocuments(
+        self, request: messages.InsertDocumentsRequest, context: Context
+    ) -> AsyncIterator[messages.InsertDocumentsResponse]:
+        """Puts documents into a bank and streams the progress."""
+        validation.check_insert(request)
+        tenant = current().tenant
+        bank = await self._banks.writable(tenant, request.bank_id)
+        async with aclosing(self._insertion.requested(tenant, bank, request)) as steps:
+            async for progress in steps:
+                yield messages.InsertDocumentsResponse(progress=progress)
 
-    @unimplemented("MemoryService/ListDocuments", _INSTEAD)
+    async def Query(self, request: messages.QueryRequest, context: Context) -> messages.QueryResponse:
+        """Searches several banks at once."""
+        validation.check_query(request)
+        return await self._retrieval.query(current().tenant, request)
+
     async def ListDocuments(
-        self, request: memory_service_pb2.ListDocumentsRequest, context: Context
-    ) -> memory_service_pb2.ListDocumentsResponse:
-        """Is not served yet."""
-        raise NotImplementedError
+        self, request: messages.ListDocumentsRequest, context: Context
+    ) -> messages.ListDocumentsResponse:
+        """Lists the documents of a bank, by id."""
+        limit = page_size(request.page_size)
+        (last,) = decode_position(request.page_token, ("",))
+        validation.check_bank(request.bank_id)
+        bank = await self._banks.get(current().tenant, request.bank_id)
 
-    @unimplemented("MemoryService/GetDocument", _INSTEAD)
-    async def GetDocument(
-        self, request: memory_service_pb2.GetDocumentRequest, context: Context
-    ) -> memory_service_pb2.GetDocumentResponse:
-        """Is not served yet."""
-        raise NotImplementedError
+        async def unit(tx: Transaction) -> list[Stored]:
+            return await stored.page(tx, bank.uid, str(last), limit + 1)
 
-    @unimplemented("MemoryService/DeleteDocument", _INSTEAD)
+        found = [each.message for each in await self._store.read(unit)]
+        page = found[:limit]
+        token = encode_position(page[-1].document_id) if len(found) > limit else ""
+        return messages.ListDocumentsResponse(documents=page, next_page_token=token)
+
+    async def GetDocument(self, request: messages.GetDocumentRequest, context: Context) -> messages.GetDocumentResponse:
+        """Gets one document of a bank."""
+        validation.check_document(request.bank_id, request.document_id)
+        bank = await self._banks.get(current().tenant, request.bank_id)
+
+        async def unit(tx: Transaction) -> Stored | None:
+            return await stored.find(tx, bank.uid, request.document_id)
+
+        found = await self._store.read(unit)
+        if found is None:
+            raise NotFound("document", request.document_id)
+        return messages.GetDocumentResponse(document=found.message)
+
     async def DeleteDocument(
-        self, request: memory_service_pb2.DeleteDocumentRequest, context: Context
-    ) -> memory_service_pb2.DeleteDocumentResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-
-class MemoryBankServicer(MemoryBankServiceServicer):
-    """Answers that this version does not serve `MemoryBankService`."""
-
-    @unimplemented("MemoryBankService/ListMemoryBanks", _INSTEAD)
-    async def ListMemoryBanks(
-        self, request: memory_bank_service_pb2.ListMemoryBanksRequest, context: Context
-    ) -> memory_bank_service_pb2.ListMemoryBanksResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("MemoryBankService/GetMemoryBank", _INSTEAD)
-    async def GetMemoryBank(
-        self, request: memory_bank_service_pb2.GetMemoryBankRequest, context: Context
-    ) -> memory_bank_service_pb2.GetMemoryBankResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("MemoryBankService/RegisterMemoryBank", _INSTEAD)
-    async def RegisterMemoryBank(
-        self, request: memory_bank_service_pb2.RegisterMemoryBankRequest, context: Context
-    ) -> memory_bank_service_pb2.RegisterMemoryBankResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("MemoryBankService/UnregisterMemoryBank", _INSTEAD)
-    async def UnregisterMemoryBank(
-        self, request: memory_bank_service_pb2.UnregisterMemoryBankRequest, context: Context
-    ) -> memory_bank_service_pb2.UnregisterMemoryBankResponse:
-        """Is not served yet."""
-        raise NotImplementedError
+        self, request: messages.DeleteDocumentRequest, context: Context
+    ) -> messages.DeleteDocumentResponse:
+        """Removes a document from a bank."""
+        validation.check_document(request.bank_id, request.document_id)
+        bank = await self._banks.writable(current().tenant, request.bank_id)
+        await self._insertion.delete(bank, request.document_id)
+        return messages.DeleteDocumentResponse()

@@ -161,7 +161,7 @@ class QueryResponse(_message.Message):
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[_retrieval_pb2.RetrievedChunk]:
         """The chunks, best first. Banks of one kind (and one embedding model) are ranked by their common
         score. Lists of different kinds are merged by reciprocal rank, and the score is then that of the
-        rank: 1 for the first of a list, falling with the rank.
+        rank: 1 for the first of a list, falling with the rank; a text found in several lists has the sum.
         """
 
     @_builtins.property

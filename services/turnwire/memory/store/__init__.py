@@ -1,0 +1,1 @@
+"""What the memory service keeps: banks, which documents they hold, and the text of the chunks."""
