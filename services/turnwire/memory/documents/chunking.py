@@ -1,8 +1,8 @@
 """Chunks: pieces of a text of at most so many tokens, cut where a reader would, with an overlap.
 
 A chunk lies on one page and under one heading. It ends, in its second half, at the end of a paragraph, else of a line
-or sentence, else of a word; the next begins at a sentence within the overlap, else at a word. All that is to be seen of a
-text is in some chunk.
+or sentence, else of a word; the next begins at a sentence within the overlap, else at a word. Whatever is to be seen
+of a text is in some chunk.
 """
 
 from __future__ import annotations

@@ -8,10 +8,13 @@ import resource
 import signal
 from typing import TYPE_CHECKING
 
+from turnwire.memory.documents import landlock, seccomp
+
 if TYPE_CHECKING:
     from turnwire.memory.documents.document import Limits
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
 _OPEN_FILES = 64
 
 
@@ -37,8 +40,18 @@ def allow_seconds(seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (used + seconds, hard))
 
 
-def confine() -> None:
-    """Takes away what the kernel lets be taken away."""
+def confine() -> list[str]:
+    """Takes away files, the network and other programs, as far as this kernel lets it; returns what was put up."""
+    put_up = ["limits"]
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    for name, wall in (("landlock", landlock.restrict), ("seccomp", seccomp.restrict)):
+        try:
+            wall()
+        except OSError:
+            # An old kernel, or one that was told to have no such thing; the others hold.
+            continue
+        put_up.append(name)
+    return put_up
 
 
 def _prctl(option: int, value: int) -> None:

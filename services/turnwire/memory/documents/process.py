@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import time
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 _START_SECONDS = 30.0
 _PIECE = 256 * 1024
-_FEW_KIBIBYTES = 64 * 1024
 _MODULE = "turnwire.memory.documents.worker"
 
 
@@ -71,6 +71,7 @@ class WorkerProcess:
         if "ready" not in header:
             self.close()
             raise WorkerBroken(f"{_MODULE} does not start: {header.get('broken', '')}")
+        self.walls: list[str] = header["ready"]
 
     @property
     def pid(self) -> int:
@@ -127,10 +128,13 @@ class WorkerProcess:
 
     def _died(self) -> Refused:
         self.end()
-        code = -self._process.wait()
-        if code == 24:  # SIGXCPU
+        number = -self._process.wait()
+        if number == signal.SIGXCPU:
             return Refused(f"reading it takes more than {self._limits.cpu_seconds} s of processor", limit="cpu_seconds")
-        return Refused("the process that read it died of it", limit="memory_bytes" if code in {6, 11} else "")
+        return Refused(
+            "the process that read it died of it",
+            limit="memory_bytes" if number in {signal.SIGABRT, signal.SIGSEGV} else "",
+        )
 
     def _resident(self) -> int:
         with suppress(OSError, ValueError, IndexError), open(f"/proc/{self.pid}/statm") as file:

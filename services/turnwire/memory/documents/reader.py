@@ -126,7 +126,9 @@ class DocumentReader:
             if worker.usable:
                 return worker
             worker.close()
-        return WorkerProcess(self._limits, self._tokenizer or _tokenizer())
+        worker = WorkerProcess(self._limits, self._tokenizer or _tokenizer())
+        _log.info("document_worker_started", pid=worker.pid, walls=worker.walls)
+        return worker
 
 
 class _Job:

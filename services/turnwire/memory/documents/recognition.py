@@ -98,7 +98,7 @@ def _shown(data: bytes) -> Format | None:
     beginning = data[:_LOOKED_AT]
     if beginning.lstrip().startswith(b"%PDF-"):
         return PDF
-    if beginning.startswith(b"PK\x03\x04") or beginning.startswith(b"PK\x05\x06"):
+    if beginning.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         # Which files the archive holds stands at its end.
         if b"word/" in data[-256 * 1024 :] or b"word/" in data[: 64 * 1024]:
             return DOCX

@@ -39,6 +39,7 @@ class Sections:
         self._above: list[tuple[int, str]] = []
         self._page = 0
         self._fresh = True
+        self._tight = False
 
     def page(self, number: int) -> None:
         """What follows stands on this page."""
@@ -60,9 +61,9 @@ class Sections:
             self._sections[-1].heading = self._heading()
         self._take(title if source is None else source, is_heading=True)
 
-    def add(self, text: str) -> None:
-        """Adds a paragraph, or several."""
-        self._take(text, is_heading=False)
+    def add(self, text: str, *, tight: bool = False) -> None:
+        """Adds a paragraph, or several; `tight` ones follow one another without an empty line."""
+        self._take(text, is_heading=False, tight=tight)
 
     @property
     def text(self) -> str:
@@ -74,11 +75,12 @@ class Sections:
         """The sections, in order; they do not overlap."""
         return self._sections
 
-    def _take(self, text: str, *, is_heading: bool) -> None:
+    def _take(self, text: str, *, is_heading: bool, tight: bool = False) -> None:
         text = cleaned(text)
         if not text:
             return
-        separator = "\n\n" if self._parts else ""
+        separator = ("\n" if tight and self._tight and not self._fresh else "\n\n") if self._parts else ""
+        self._tight = tight
         heading = self._heading()
         self._bytes += len(separator) + len(text.encode())
         if self._bytes > self._limit:

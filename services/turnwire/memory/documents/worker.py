@@ -76,16 +76,16 @@ class Worker:
         encoded = bytearray(text.encode())
         size = len(encoded)
         spans, headings = bytearray(), dict[str, int]()
-        character, byte, count = 0, 0, 0
-        for span in chunked(
+        character, byte = 0, 0
+        cut = chunked(
             text,
             into.all,
             self._tokens,
             chunk_size_tokens=header["chunk_size_tokens"],
             overlap_tokens=header["overlap_tokens"],
-        ):
-            count += 1
-            if count > self._limits.chunks:
+        )
+        for number, span in enumerate(cut, 1):
+            if number > self._limits.chunks:
                 raise Refused(f"it makes more than {self._limits.chunks} chunks", limit="chunks")
             # Chunks begin in order, so that each byte is counted once.
             byte += len(text[character : span.start].encode())
@@ -116,11 +116,11 @@ def main() -> None:
         limits = Limits(**settings["limits"])
         confinement.limit(limits)
         worker = Worker(limits, settings["tokenizer"])
-        confinement.confine()
+        walls = confinement.confine()
     except BaseException:
         _send(answers, {"broken": traceback.format_exc(limit=-3)}, b"")
         raise
-    _send(answers, {"ready": True}, b"")
+    _send(answers, {"ready": walls}, b"")
     with os.fdopen(requests, "rb", buffering=0) as source:
 
         def read(size: int) -> bytes:
