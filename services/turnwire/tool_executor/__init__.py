@@ -1,1 +1,1 @@
-"""The tool executor service. The execution of tools comes with a later version; the process runs, and says so."""
+"""The tool executor service: tools, the journal of their executions, and the files that sessions keep."""

@@ -1,127 +1,65 @@
-"""The RPCs of the tool executor service.
-
-The execution of tools comes with a later version: every method answers UNIMPLEMENTED.
-"""
+"""The RPCs of `turnwire.tool_executor.v1.ToolExecutorService`."""
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from turnwire.runtime.identity import current
 from turnwire.runtime.unimplemented import unimplemented
-from turnwire.tool_executor.v1.artifact_service_pb2_grpc import ArtifactServiceServicer
+from turnwire.tool_executor import validation
+from turnwire.tool_executor.v1 import tool_executor_service_pb2 as messages
 from turnwire.tool_executor.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceServicer
-from turnwire.tool_executor.v1.tool_service_pb2_grpc import ToolServiceServicer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import grpc
 
-    from turnwire.tool_executor.v1 import artifact_service_pb2, tool_executor_service_pb2, tool_service_pb2
+    from turnwire.tool_executor.executions import Executions
 
     Context = grpc.aio.ServicerContext[Any, Any]
 
-_INSTEAD = "Functions of the caller work: describe them in the agent and answer with SubmitTurnInput."
-
 
 class ToolExecutorServicer(ToolExecutorServiceServicer):
-    """Answers that this version does not serve `ToolExecutorService`."""
+    """Executes tools. A stream that its caller leaves stops nothing: `CancelExecution` does."""
 
-    @unimplemented("ToolExecutorService/ExecuteTool", _INSTEAD)
-    def ExecuteTool(
-        self, request: tool_executor_service_pb2.ExecuteToolRequest, context: Context
-    ) -> AsyncIterator[tool_executor_service_pb2.ExecuteToolResponse]:
-        """Is not served yet."""
-        raise NotImplementedError
+    def __init__(self, executions: Executions) -> None:
+        """Works on `executions`."""
+        self._executions = executions
 
-    @unimplemented("ToolExecutorService/GetExecution", _INSTEAD)
+    async def ExecuteTool(
+        self, request: messages.ExecuteToolRequest, context: Context
+    ) -> AsyncIterator[messages.ExecuteToolResponse]:
+        """Executes a call, attaches to it, or returns its outcome."""
+        validation.check_execute(request)
+        async with aclosing(self._executions.execute(current().tenant, request)) as responses:
+            async for response in responses:
+                yield response
+
     async def GetExecution(
-        self, request: tool_executor_service_pb2.GetExecutionRequest, context: Context
-    ) -> tool_executor_service_pb2.GetExecutionResponse:
-        """Is not served yet."""
-        raise NotImplementedError
+        self, request: messages.GetExecutionRequest, context: Context
+    ) -> messages.GetExecutionResponse:
+        """Gets a call as the journal has it."""
+        validation.check_call(request.turn_id, request.call_id)
+        execution = await self._executions.get((current().tenant, request.turn_id, request.call_id))
+        return messages.GetExecutionResponse(execution=execution)
 
-    @unimplemented("ToolExecutorService/CancelExecution", _INSTEAD)
     async def CancelExecution(
-        self, request: tool_executor_service_pb2.CancelExecutionRequest, context: Context
-    ) -> tool_executor_service_pb2.CancelExecutionResponse:
-        """Is not served yet."""
-        raise NotImplementedError
+        self, request: messages.CancelExecutionRequest, context: Context
+    ) -> messages.CancelExecutionResponse:
+        """Stops a call."""
+        validation.check_call(request.turn_id, request.call_id, request.owner_epoch)
+        key = (current().tenant, request.turn_id, request.call_id)
+        execution = await self._executions.cancel(key, request.owner_epoch)
+        return messages.CancelExecutionResponse(execution=execution)
 
-    @unimplemented("ToolExecutorService/ResolveExecution", _INSTEAD)
+    @unimplemented(
+        "ToolExecutorService/ResolveExecution",
+        "The model is told that the outcome is not known; a new call with `retry_of` repeats it.",
+    )
     async def ResolveExecution(
-        self, request: tool_executor_service_pb2.ResolveExecutionRequest, context: Context
-    ) -> tool_executor_service_pb2.ResolveExecutionResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-
-class ToolServicer(ToolServiceServicer):
-    """Answers that this version does not serve `ToolService`."""
-
-    @unimplemented("ToolService/ListTools", _INSTEAD)
-    async def ListTools(
-        self, request: tool_service_pb2.ListToolsRequest, context: Context
-    ) -> tool_service_pb2.ListToolsResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("ToolService/GetTool", _INSTEAD)
-    async def GetTool(
-        self, request: tool_service_pb2.GetToolRequest, context: Context
-    ) -> tool_service_pb2.GetToolResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("ToolService/RegisterTool", _INSTEAD)
-    async def RegisterTool(
-        self, request: tool_service_pb2.RegisterToolRequest, context: Context
-    ) -> tool_service_pb2.RegisterToolResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("ToolService/UnregisterTool", _INSTEAD)
-    async def UnregisterTool(
-        self, request: tool_service_pb2.UnregisterToolRequest, context: Context
-    ) -> tool_service_pb2.UnregisterToolResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-
-class ArtifactServicer(ArtifactServiceServicer):
-    """Answers that this version does not serve `ArtifactService`."""
-
-    @unimplemented("ArtifactService/UploadArtifact", _INSTEAD)
-    async def UploadArtifact(
-        self, request_iterator: AsyncIterator[artifact_service_pb2.UploadArtifactRequest], context: Context
-    ) -> artifact_service_pb2.UploadArtifactResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("ArtifactService/DownloadArtifact", _INSTEAD)
-    def DownloadArtifact(
-        self, request: artifact_service_pb2.DownloadArtifactRequest, context: Context
-    ) -> AsyncIterator[artifact_service_pb2.DownloadArtifactResponse]:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("ArtifactService/GetArtifact", _INSTEAD)
-    async def GetArtifact(
-        self, request: artifact_service_pb2.GetArtifactRequest, context: Context
-    ) -> artifact_service_pb2.GetArtifactResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("ArtifactService/ListArtifacts", _INSTEAD)
-    async def ListArtifacts(
-        self, request: artifact_service_pb2.ListArtifactsRequest, context: Context
-    ) -> artifact_service_pb2.ListArtifactsResponse:
-        """Is not served yet."""
-        raise NotImplementedError
-
-    @unimplemented("ArtifactService/DeleteArtifact", _INSTEAD)
-    async def DeleteArtifact(
-        self, request: artifact_service_pb2.DeleteArtifactRequest, context: Context
-    ) -> artifact_service_pb2.DeleteArtifactResponse:
+        self, request: messages.ResolveExecutionRequest, context: Context
+    ) -> messages.ResolveExecutionResponse:
         """Is not served yet."""
         raise NotImplementedError

@@ -1,0 +1,356 @@
+"""The executions of this process: each call runs once, however many ask for it, and whether or not they stay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from jsonschema import Draft202012Validator
+
+from turnwire.common.v1 import error_pb2, message_pb2
+from turnwire.errors import Draining, Internal, InvalidArgument, NotServed, StoreUnavailable, TurnwireError
+from turnwire.runtime.identity import acting_as
+from turnwire.tool_executor import journal as journals
+from turnwire.tool_executor import results
+from turnwire.tool_executor.limits import LimitPassed, Limits, wanted_total, with_wishes
+from turnwire.tool_executor.locks import KeyedLocks
+from turnwire.tool_executor.running import Running, at
+from turnwire.tool_executor.tools.port import Answer, Call, OutcomeLost, Output, Progress, Sending
+from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from turnwire.tool_executor.artifacts import Artifacts
+    from turnwire.tool_executor.attachments import Attachments
+    from turnwire.tool_executor.journal import Ask, Journal
+    from turnwire.tool_executor.registry import Found, Tools
+    from turnwire.tool_executor.store.executions import ExecutionRow, Key, State
+    from turnwire.tool_executor.tools.port import Piece, Provider
+    from turnwire.tool_executor.v1 import tool_pb2
+
+_log = structlog.get_logger(__name__)
+
+_FAILED = execution_pb2.EXECUTION_STATE_FAILED
+_CANCELLED = execution_pb2.EXECUTION_STATE_CANCELLED
+_WRITE_SECONDS = 60.0
+"""So long an outcome is offered to a store that does not take it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What an execution needs to run."""
+
+    ask: Ask
+    request: tool_executor_service_pb2.ExecuteToolRequest
+    tool: tool_pb2.Tool
+    provider: Provider
+    limits: Limits
+
+
+class _NotSent(Exception):
+    """The journal does not let the call be sent any more."""
+
+
+class Executions:
+    """Executes calls, each under its row in the journal."""
+
+    def __init__(
+        self, journal: Journal, tools: Tools, artifacts: Artifacts, attachments: Attachments, draining: asyncio.Event
+    ) -> None:
+        """Takes no new call while `draining` is set."""
+        self._journal = journal
+        self._tools = tools
+        self._artifacts = artifacts
+        self._attachments = attachments
+        self._draining = draining
+        self._locks = KeyedLocks()
+        self._running: dict[Key, Running] = {}
+
+    @property
+    def count(self) -> int:
+        """How many run."""
+        return len(self._running)
+
+    async def execute(
+        self, tenant: str, request: tool_executor_service_pb2.ExecuteToolRequest
+    ) -> AsyncGenerator[tool_executor_service_pb2.ExecuteToolResponse]:
+        """Executes a call, attaches to it when it runs, or gives its outcome when it has one.
+
+        Raises:
+            NotFound: there is no such tool.
+            NotServed: its provider is not configured.
+            InvalidArgument: the tool takes no files, or no credential.
+            IdempotencyConflict: the call was asked for with something else.
+            NotOwner: a later owner of the turn has been here.
+        """
+        ask = journals.ask_of(tenant, request)
+        async with self._locks.held(ask.key):
+            row = await self._journal.find(ask)
+            running = self._running.get(ask.key)
+            if running is None and (row is None or not row.ended):
+                row, running = await self._taken_up(ask, row, request)
+        if running is None:
+            assert row is not None
+            yield at(row.state)
+            yield tool_executor_service_pb2.ExecuteToolResponse(result=journals.described(row).result)
+            return
+        async with aclosing(running.read()) as responses:
+            async for response in responses:
+                yield response
+
+    async def get(self, key: Key) -> execution_pb2.Execution:
+        """Returns a call as the journal has it.
+
+        Raises:
+            NotFound: nobody has asked for it.
+        """
+        return journals.described(await self._journal.get(key))
+
+    async def cancel(self, key: Key, owner_epoch: int) -> execution_pb2.Execution:
+        """Stops a call; returns it with the outcome that it has by now.
+
+        Raises:
+            NotFound: nobody has asked for it, and the canceller is no owner.
+            NotOwner: a later owner of the turn has been here.
+        """
+        async with self._locks.held(key):
+            row = await self._journal.fence(key, owner_epoch)
+            running = self._running.get(key)
+            if running is None and not row.ended:
+                # No process has it: either nothing was sent that counts, or nobody knows what came of it.
+                row = await self._left(row)
+            elif running is not None:
+                running.stop()
+        if running is None:
+            return journals.described(row)
+        await running.ended()
+        return await self.get(key)
+
+    async def close(self) -> None:
+        """Leaves what runs; its rows tell the next process how far it was."""
+        left = list(self._running.values())
+        tasks = [running.task for running in left if running.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for running in left:
+            running.fail(Draining(service="tool_executor"))
+
+    async def _taken_up(
+        self, ask: Ask, row: ExecutionRow | None, request: tool_executor_service_pb2.ExecuteToolRequest
+    ) -> tuple[ExecutionRow, Running | None]:
+        """Starts a call, or decides about one that a process has left open."""
+        if row is not None and row.state == execution_pb2.EXECUTION_STATE_DISPATCHED and not row.idempotent:
+            result = journals.lost_result(row.call_id, row.tool_id)
+            return await self._journal.ended(row.key, journals.UNKNOWN, result), None
+        if self._draining.is_set():
+            raise Draining(service="tool_executor")
+        found = await self._tools.resolve(ask.key[0], ask.name)
+        work = _work(ask, request, found)
+        if row is None:
+            row = await self._journal.begin(ask, tool_id=work.tool.tool_id, idempotent=work.tool.idempotent)
+            problem = argument_problem(work.tool, ask.arguments_json)
+            if problem is not None:
+                return await self._journal.ended(row.key, _FAILED, _refused(ask, work.tool, *problem)), None
+        else:
+            await self._journal.take_up(row.key)
+        running = self._running[ask.key] = Running(ask.key)
+        running.task = asyncio.create_task(self._run(running, work), name=f"execution {ask.key[2]}")
+        return row, running
+
+    async def _left(self, row: ExecutionRow) -> ExecutionRow:
+        if row.state == execution_pb2.EXECUTION_STATE_DISPATCHED and not row.idempotent:
+            return await self._journal.ended(row.key, journals.UNKNOWN, journals.lost_result(row.call_id, row.tool_id))
+        return await self._journal.ended(row.key, _CANCELLED, journals.stopped(row.call_id, row.tool_id))
+
+    async def _run(self, running: Running, work: _Work) -> None:
+        """Runs a call to its outcome. It has no caller: those who asked may go, and their deadlines with them."""
+        tenant, turn_id, call_id = running.key
+        running.begun = True
+        try:
+            with acting_as(tenant):
+                structlog.contextvars.bind_contextvars(turn_id=turn_id, call_id=call_id, tool=work.tool.tool_id)
+                begun = time.monotonic()
+                state, result = await self._outcome(running, work)
+                # From here on it is not stopped any more: there is an outcome, and it has to be written down.
+                running.settled = True
+                result.call_id, result.name = call_id, work.ask.name
+                result.content = results.clean(result.content)
+                await results.fit(result, self._artifacts, tenant=tenant, session_id=work.ask.session_id)
+                result.duration.FromMilliseconds(int((time.monotonic() - begun) * 1000))
+                row = await self._written(running.key, state, result)
+                _log.info("tool_executed", state=execution_pb2.ExecutionState.Name(row.state))
+                running.finish(journals.described(row).result)
+        except TurnwireError as error:
+            _log.error("outcome_not_written", reason=error.message)
+            running.fail(error)
+        except asyncio.CancelledError:
+            running.fail(Draining(service="tool_executor"))
+            raise
+        except Exception:
+            _log.exception("execution_defect")
+            running.fail(Internal(service="tool_executor"))
+        finally:
+            self._running.pop(running.key, None)
+
+    async def _outcome(self, running: Running, work: _Work) -> tuple[State.ValueType, message_pb2.ToolResult]:
+        call_id, tool_id = work.ask.key[2], work.tool.tool_id
+        sent = False
+        try:
+            if running.stopping:
+                raise _NotSent
+            answer: Answer | None = None
+            async with aclosing(self._pieces(work)) as pieces:
+                async for piece in pieces:
+                    match piece:
+                        case Sending():
+                            if not await self._journal.dispatched(running.key):
+                                raise _NotSent
+                            sent = True
+                            running.dispatched()
+                        case Output():
+                            running.write(piece.text)
+                        case Progress():
+                            running.progress(piece.done, piece.total, piece.unit)
+                        case Answer():
+                            answer = piece
+            if answer is None:
+                raise TurnwireError.cut(work.provider.provider_id)
+            result = message_pb2.ToolResult(content=answer.content, attachments=answer.attachments)
+            if answer.failure is not None:
+                result.failure.CopyFrom(answer.failure)
+            return _FAILED if answer.failure is not None else execution_pb2.EXECUTION_STATE_SUCCEEDED, result
+        except (asyncio.CancelledError, _NotSent):
+            if not running.stopping:
+                raise
+            running.taken_back()
+            if sent and not work.tool.idempotent and not work.provider.stops_when_left:
+                why = "it was stopped after it had been sent, and may go on"
+                return journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, why))
+            return _CANCELLED, _with(running, journals.stopped(call_id, tool_id))
+        except OutcomeLost as lost:
+            if not work.tool.idempotent:
+                return journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, str(lost)))
+            result = results.failed(
+                call_id, tool_id, error_pb2.ERROR_REASON_TOOL_FAILED, f"{tool_id} failed: {lost}.", retryable=True
+            )
+        except LimitPassed as passed:
+            message = f"{tool_id} was ended: {passed.told}. Allow it more time, or ask it for less."
+            facts = {"service": "tool_executor", "limit": passed.limit}
+            result = results.failed(call_id, tool_id, error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, message, facts)
+        except TurnwireError as error:
+            result = results.failed_by(call_id, tool_id, error)
+        except Exception:
+            _log.exception("tool_defect")
+            message = f"{tool_id} failed by a defect of Turnwire; the logs of the tool executor have the trace."
+            result = results.failed(call_id, tool_id, error_pb2.ERROR_REASON_INTERNAL, message)
+        return _FAILED, _with(running, result)
+
+    async def _pieces(self, work: _Work) -> AsyncGenerator[Piece]:
+        """Yields what a tool gives, within the limits of the execution."""
+        limits, ask = work.limits, work.ask
+        ends = time.monotonic() + limits.total
+        files = []
+        if work.request.attachments:
+            reading = self._attachments.read(ask.key[0], work.request.attachments)
+            files = await _within(reading, "total", limits.total, limits, ends)
+        call = Call(
+            tenant=ask.key[0],
+            session_id=ask.session_id,
+            turn_id=ask.key[1],
+            call_id=ask.key[2],
+            tool=work.tool,
+            arguments=json.loads(ask.arguments_json or "{}"),
+            files=files,
+            authorization=work.request.authorization,
+            limits=limits,
+            wanted_total=wanted_total(work.request.limits),
+        )
+        limit, seconds = "connect", limits.connect
+        async with aclosing(work.provider.execute(call)) as pieces:
+            while True:
+                piece: Piece | None = await _within(anext(pieces, None), limit, seconds, limits, ends)
+                if piece is None:
+                    return
+                yield piece
+                match piece:
+                    case Sending():
+                        limit, seconds = "first_byte", limits.first_byte
+                    case Output() | Progress():
+                        limit, seconds = "silence", limits.silence
+                    case Answer():
+                        pass
+
+    async def _written(self, key: Key, state: State.ValueType, result: message_pb2.ToolResult) -> ExecutionRow:
+        """Writes an outcome down, patiently: what was done once is not to be forgotten over a full disk."""
+        ends = time.monotonic() + _WRITE_SECONDS
+        pause = 0.05
+        while True:
+            try:
+                return await self._journal.ended(key, state, result)
+            except StoreUnavailable:
+                if time.monotonic() > ends:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+
+
+def argument_problem(tool: tool_pb2.Tool, arguments_json: str) -> tuple[str, str] | None:
+    """Returns (path, problem) of arguments that do not fit a tool's schema, or None when they do."""
+    try:
+        arguments: Any = json.loads(arguments_json or "{}")
+        if not isinstance(arguments, dict):
+            return "$", "the arguments are no JSON object"
+        schema = json.loads(tool.definition.parameters_json_schema or '{"type":"object"}')
+        problem = next(iter(Draft202012Validator(schema).iter_errors(arguments)), None)
+    except ValueError as error:
+        return "$", f"the arguments are no JSON: {error}"
+    except RecursionError:
+        return "$", "the arguments are nested too deeply"
+    return (problem.json_path, problem.message[:500]) if problem is not None else None
+
+
+def _work(ask: Ask, request: tool_executor_service_pb2.ExecuteToolRequest, found: Found) -> _Work:
+    tool, provider = found.tool, found.provider
+    if provider is None:
+        raise NotServed("tool", tool.tool_id)
+    if request.attachments and not provider.takes_files:
+        raise InvalidArgument.one("attachments", f"are not taken by {tool.tool_id}")
+    if request.authorization and not provider.takes_authorization:
+        raise InvalidArgument.one("authorization", f"is not taken by {tool.tool_id}")
+    return _Work(ask, request, tool, provider, with_wishes(provider.defaults, request.limits))
+
+
+def _refused(ask: Ask, tool: tool_pb2.Tool, path: str, problem: str) -> message_pb2.ToolResult:
+    message = f"The arguments of {ask.name} do not fit its schema at {path}: {problem}. Call it with other arguments."
+    reason = error_pb2.ERROR_REASON_INVALID_TOOL_ARGUMENTS
+    result = results.failed(ask.key[2], tool.tool_id, reason, message, {"path": path})
+    result.name = ask.name
+    return result
+
+
+def _with(running: Running, result: message_pb2.ToolResult) -> message_pb2.ToolResult:
+    """A result that failed, with what came before."""
+    result.content = running.output
+    return result
+
+
+async def _within(awaited: Any, limit: str, seconds: float, limits: Limits, ends: float) -> Any:
+    """Waits for something within a limit, and within what is left of all."""
+    left = ends - time.monotonic()
+    if left < seconds:
+        limit, seconds = "total", left
+    waiting = asyncio.timeout(seconds)
+    try:
+        async with waiting:
+            return await awaited
+    except TimeoutError:
+        if not waiting.expired():
+            raise
+        raise LimitPassed(limit, limits.total if limit == "total" else seconds) from None

@@ -1,0 +1,180 @@
+"""HTTP to a maker's API: bounded answers, failures with a name, and no key in any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, quote_plus
+
+import aiohttp
+from yarl import URL
+
+from turnwire.errors import ProviderError, ProviderRateLimited, ProviderUnauthenticated, ProviderUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Mapping, Sequence
+
+    from turnwire.errors import TurnwireError
+
+_LONGEST_DETAIL = 300
+_PASSING = frozenset({408, 500, 502, 503, 504})
+_REFUSAL_BYTES = 64 * 1024
+_REFUSAL_SECONDS = 5.0
+
+
+class WebApi:
+    """One API at one address. Redirects are not followed, and nothing is tried again."""
+
+    def __init__(self, provider_id: str, base_url: str, secrets: Sequence[str], *, connect: float) -> None:
+        """`secrets` never stand in an error. Opens no connection yet."""
+        self.provider_id = provider_id
+        self._base_url = URL(base_url)
+        self._secrets = [secret for secret in (*secrets, self._base_url.password or "") if len(secret) > 3]
+        self._connect = connect
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        most: int,
+        connect: float,
+        secret: str = "",
+        params: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """Returns the JSON of a good answer of at most so many bytes. `secret` is one of this request alone.
+
+        Raises:
+            ProviderUnauthenticated: it refused the key.
+            ProviderRateLimited: it wants fewer requests.
+            ProviderUnavailable: it cannot be reached, or not now.
+            ProviderError: it refused the request, or what came is no answer.
+        """
+        hidden = _Hidden([*self._secrets, secret])
+        try:
+            async with self._answered(method, path, connect, params, body, headers) as response:
+                if not 200 <= response.status < 300:
+                    raise self._refused(response.status, response.headers, await _refusal(response), hidden)
+                data = await response.content.read(most + 1)
+                while len(data) <= most and (more := await response.content.read(most + 1 - len(data))):
+                    data += more
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            told = hidden.of(f"{self._base_url.host}: {type(error).__name__} {error}".strip())
+            raise ProviderUnavailable(self.provider_id, told[:_LONGEST_DETAIL]) from None
+        if len(data) > most:
+            raise ProviderError(self.provider_id, f"it answered with more than {most} bytes")
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            shown = hidden.of(data[:120].decode(errors="replace"))
+            raise ProviderError(self.provider_id, f"it sent what is no JSON: {shown!r}") from None
+
+    @asynccontextmanager
+    async def _answered(
+        self,
+        method: str,
+        path: str,
+        connect: float,
+        params: Mapping[str, str] | None,
+        body: Mapping[str, Any] | None,
+        headers: Mapping[str, str] | None,
+    ) -> AsyncGenerator[aiohttp.ClientResponse]:
+        if self._session is None:
+            # Proxies of the environment are not ours to use, and cookies of one tenant not another's.
+            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), trust_env=False)
+        url = f"{str(self._base_url).rstrip('/')}{path}"
+        response = await self._session.request(
+            method,
+            url,
+            params=params,
+            json=body,
+            headers={"accept": "application/json", **(headers or {})},
+            timeout=aiohttp.ClientTimeout(total=None, connect=min(connect, self._connect)),
+            allow_redirects=False,
+        )
+        try:
+            yield response
+        finally:
+            response.close()
+
+    def _refused(self, status: int, headers: Mapping[str, str], body: bytes, hidden: _Hidden) -> TurnwireError:
+        detail = hidden.of(_said(body))[:_LONGEST_DETAIL]
+        if status in {401, 403}:
+            return ProviderUnauthenticated(self.provider_id, f"HTTP {status} {detail}".strip())
+        if status == 429:
+            return ProviderRateLimited(
+                self.provider_id, detail or "too many requests", status=status, retry_after=_retry_after(headers)
+            )
+        if status in _PASSING:
+            return ProviderUnavailable(
+                self.provider_id,
+                f"it answered HTTP {status}: {detail}",
+                status=status,
+                retry_after=_retry_after(headers),
+            )
+        if 300 <= status < 400:
+            detail = "it redirects elsewhere, which is not followed: set `base_url` to where the API is"
+        return ProviderError(self.provider_id, f"HTTP {status}: {detail}", status=status)
+
+
+class _Hidden:
+    """Tells what a server says without the secrets that it may repeat, also as they stand in addresses."""
+
+    def __init__(self, secrets: Sequence[str]) -> None:
+        long = [secret for secret in secrets if len(secret) > 3]
+        self._forms = [form for secret in long for form in (secret, quote(secret, safe=""), quote_plus(secret))]
+
+    def of(self, text: str) -> str:
+        for form in self._forms:
+            text = text.replace(form, "…")
+        return text
+
+
+async def _refusal(response: aiohttp.ClientResponse) -> bytes:
+    """Returns what a server says of its refusal, as far as it comes soon."""
+    body = b""
+    try:
+        async with asyncio.timeout(_REFUSAL_SECONDS):
+            async for part in response.content.iter_any():
+                body += part
+                if len(body) > _REFUSAL_BYTES:
+                    break
+    except (TimeoutError, aiohttp.ClientError):
+        pass
+    return body
+
+
+def _said(body: bytes) -> str:
+    """Returns the words of a refusal, in whichever of the makers' forms."""
+    try:
+        told: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return " ".join(body[:_LONGEST_DETAIL].decode(errors="replace").split())
+    for _ in range(4):
+        if isinstance(told, list) and told:
+            told = told[0]
+        elif isinstance(told, dict):
+            told = next((told[key] for key in ("error", "errors", "detail", "message", "msg") if key in told), "")
+        else:
+            break
+    return told if isinstance(told, str) else json.dumps(told)
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    try:
+        seconds = float(headers.get("retry-after", ""))
+    except ValueError:
+        return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
