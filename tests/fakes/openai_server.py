@@ -1,9 +1,9 @@
 """A server that speaks OpenAI's chat completions, well or badly.
 
-A fake: written from the maker's published API reference (platform documentation, "Chat Completions", "Streaming",
-"Completions", "Embeddings", "Models", "Error codes"), read in November 2026; the words of its refusals are those that
-vLLM's and llama.cpp's issue trackers quote, read on the same days. The maker's own Python SDK runs unchanged against it
-in `tests/inference/test_openai.py`. It stands in for no one's model: it writes one text, as far as it is let.
+A fake, made in November 2026 where the maker's reference could not be reached: its shapes are those that the maker's
+own Python SDK (`openai`, in the lock) declares and accepts, and that SDK runs unchanged against it in
+`tests/inference/test_openai.py`. The words of its refusals are what the public issue trackers of vLLM and llama.cpp
+quote. It stands in for no one's model: it writes one text, as far as it is let.
 """
 
 from __future__ import annotations

@@ -61,6 +61,8 @@ def server_options(settings: Settings) -> list[tuple[str, Any]]:
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        # A probe of the bandwidth that is out holds the keepalive's ping back, and has a minute of its own.
+        ("grpc.http2.ping_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.max_connection_age_ms", 300_000),
         ("grpc.max_connection_age_grace_ms", 3_600_000),
@@ -130,7 +132,9 @@ class ServiceServer:
     async def stop(self, grace_seconds: float | None) -> None:
         """Ends when the open calls have, at the latest after the grace."""
         if not self._started:
-            # Stopping a server that never ran leaves its port bound; it has no handler that could answer.
+            # Stopping a server that never ran leaves its port bound. Whoever asks in between hears that it does not
+            # serve: the health servicer says the opposite until it is told.
+            await self._health.enter_graceful_shutdown()
             await self._health_server.start()
             await self.grpc.start()
         await self.grpc.stop(grace_seconds)

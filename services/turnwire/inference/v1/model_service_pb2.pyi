@@ -166,7 +166,7 @@ class RegisterModelRequest(_message.Message):
     provider_model_id: _builtins.str
     """The provider's name for the model. Empty: the same as `model_id`."""
     type: _model_pb2.ModelType.ValueType
-    """What the model is for. Unspecified: chat."""
+    """What the model is for. Unspecified: what its provider says of it, or else chat."""
     request_id: _builtins.str
     """Makes a repeat safe: the same id with the same body returns the first result."""
     @_builtins.property

@@ -62,7 +62,8 @@ class ModelServiceServicer(object):
     """
 
     def ListModels(self, request, context):
-        """Lists the models that can be used, by id.
+        """Lists the models that can be used: those that come with the providers, in the order of the
+        configuration, then registered ones by name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -17,7 +17,9 @@ class ModelServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListModelsRequest, _model_service_pb2.ListModelsResponse]
-    """Lists the models that can be used, by id."""
+    """Lists the models that can be used: those that come with the providers, in the order of the
+    configuration, then registered ones by name.
+    """
     GetModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetModelRequest, _model_service_pb2.GetModelResponse]
     """Gets one model."""
     RegisterModel: _aio.UnaryUnaryMultiCallable[_model_service_pb2.RegisterModelRequest, _model_service_pb2.RegisterModelResponse]
@@ -34,7 +36,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListModelsRequest,
         context: _aio.ServicerContext[_model_service_pb2.ListModelsRequest, _abc.Awaitable[_model_service_pb2.ListModelsResponse]],
     ) -> _abc.Awaitable[_model_service_pb2.ListModelsResponse]:
-        """Lists the models that can be used, by id."""
+        """Lists the models that can be used: those that come with the providers, in the order of the
+        configuration, then registered ones by name.
+        """
 
     @_abc_1.abstractmethod
     def GetModel(
