@@ -30,8 +30,17 @@ if TYPE_CHECKING:
 _TRIES = 8
 """How often the executor is asked for one call while it is away: asking again under a call id is safe."""
 _SECONDS = 900.0
+_MARGIN_SECONDS = 30.0
 _CANCEL_SECONDS = 2.0
 
+_RAN = frozenset(
+    {
+        error_pb2.ERROR_REASON_TOOL_FAILED,
+        error_pb2.ERROR_REASON_DEADLINE_EXCEEDED,
+        error_pb2.ERROR_REASON_OUTCOME_UNKNOWN,
+    }
+)
+"""Failures of calls that may have begun; with any other one nothing has reached the tool."""
 _OUTCOMES = {
     execution_pb2.EXECUTION_STATE_CANCELLED: turn_pb2.CancelledCall.OUTCOME_STOPPED,
     execution_pb2.EXECUTION_STATE_OUTCOME_UNKNOWN: turn_pb2.CancelledCall.OUTCOME_UNKNOWN,
@@ -128,10 +137,12 @@ class ToolStep:
         )
         if tool.HasField("limits"):
             _take_limits(request.limits, tool.limits)
-        if named.name == CODE_INTERPRETER and self._config.files_go_to_interpreter:
+        if call.name == CODE_INTERPRETER and self._config.files_go_to_interpreter and not _interpreted(turn, step):
             request.attachments.extend(attachment for message in turn.input for attachment in message.attachments)
         held = self._screening.holds_result(call.name)
-        stream = self._executor.ExecuteTool(request, timeout=_SECONDS)
+        # The executor ends what passes the tool's own limit, and says so; this one is for an executor that does not.
+        seconds = max(_SECONDS, tool.limits.total.seconds + _MARGIN_SECONDS)
+        stream = self._executor.ExecuteTool(request, timeout=seconds)
         async with upstream(stream):
             async for response in stream:
                 match response.WhichOneof("payload"):
@@ -174,6 +185,19 @@ class ToolStep:
         except grpc.RpcError:
             return turn_pb2.CancelledCall.OUTCOME_UNKNOWN
         return _OUTCOMES.get(response.execution.state, turn_pb2.CancelledCall.OUTCOME_FENCED)
+
+
+def _interpreted(turn: turn_pb2.Turn, step: step_pb2.Step) -> bool:
+    """True when an earlier step of the turn has run code: the turn's files are there, and it may have changed them."""
+    for earlier in turn.steps:
+        if earlier.step_id == step.step_id:
+            return False
+        for execution in earlier.tool_execution.executions:
+            result = execution.result
+            ran = execution.HasField("result") and (not result.HasField("failure") or result.failure.reason in _RAN)
+            if ran and execution.call.name == CODE_INTERPRETER:
+                return True
+    return False
 
 
 def _take_limits(limits: tool_executor_service_pb2.ExecutionLimits, wanted: agent_pb2.ToolLimits) -> None:
