@@ -92,6 +92,16 @@ async def test_a_port_is_free_again_after_a_failed_start():
             assert 1 == (await stub.CountTokens(COUNT)).prompt_tokens
 
 
+async def test_a_server_that_never_served_does_not_say_that_it_does():
+    settings = Settings.model_validate({"listen": {"port_offset": free_port_offset(["inference"])}})
+    server = ServiceServer("inference", settings, None)
+    server.bind()
+    await server.stop(None)
+
+    answer: Any = await server._health.Check(health_pb2.HealthCheckRequest(), None)  # pyright: ignore[reportArgumentType] - it looks at no context
+    assert health_pb2.HealthCheckResponse.NOT_SERVING == answer.status
+
+
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.1", "::", "::1234", "localhost.example", "127.example"])
 async def test_a_server_that_others_can_reach_needs_keys(host: str):
     settings = Settings.model_validate({"listen": {"host": host}, "telemetry": {"metrics": False}})
