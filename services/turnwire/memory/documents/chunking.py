@@ -1,8 +1,8 @@
 """Chunks: pieces of a text of at most so many tokens, cut where a reader would, with an overlap.
 
-A chunk lies on one page and under one heading. It ends, in its second half, at the end of a paragraph, else of a line
-or sentence, else of a word; the next begins at a sentence within the overlap, else at a word. Whatever is to be seen
-of a text is in some chunk.
+A chunk lies on one page and under one heading. It ends, in its second half, at the end of a paragraph, else of a
+sentence, a line or a word, whatever there is; the next begins at a sentence within the overlap, else at a line or word.
+Whatever is to be seen of a text is in some chunk.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ LEAST_TOKENS = 16
 _SENTENCE_ENDS = frozenset(".!?…。！？؟।")
 _CLOSING = frozenset("\"')]}»”’」』")
 
-_WORD, _SENTENCE, _PARAGRAPH = 1, 2, 3
+_GAP = 64
+"""So much of what lies between two tokens is looked at."""
+_WORD, _LINE, _SENTENCE, _PARAGRAPH = 1, 2, 3, 4
 
 
 class Tokens(Protocol):
@@ -82,6 +84,8 @@ class _Cutting:
         self._overlap = overlap
         self._starts = array("Q")
         self._ends = array("Q")
+        self._ranks = bytearray()
+        """How good a border lies before each token."""
 
     def spans(self) -> Iterator[Span]:
         self._read()
@@ -135,11 +139,13 @@ class _Cutting:
     def _encode(self, start: int, end: int) -> None:
         if start >= end:
             return
-        previous = self._ends[-1] if self._ends else 0
+        previous = self._ends[-1] if self._ends else self._section.start
         for begin, finish in self._tokens.offsets(self._text[start:end]):
             # Several tokens of one character stand at one place; none goes back.
-            self._starts.append(max(start + begin, previous))
-            previous = max(start + finish, previous)
+            at = max(start + begin, previous)
+            self._ranks.append(_rank(self._text, previous, at))
+            self._starts.append(at)
+            previous = max(start + finish, at)
             self._ends.append(previous)
 
     def _span(self, first: int, last: int) -> Span:
@@ -157,39 +163,35 @@ class _Cutting:
 
     def _cut(self, least: int, most: int) -> int:
         """Returns the best place for the end of a chunk: between two tokens, not before `least`."""
-        best, best_rank = most, 0
-        for place in range(most, least - 1, -1):
-            rank = self._rank(place)
-            if rank > best_rank:
-                best, best_rank = place, rank
-                if rank == _PARAGRAPH:
-                    break
-        return best
+        ranks = self._ranks[least : most + 1]
+        best = max(ranks, default=0)
+        return least + ranks.rindex(best) if best else most
 
     def _next(self, first: int, done: int) -> int:
         """Returns where the chunk after one begins."""
-        if done >= len(self._starts) or self._overlap == 0:
+        least = max(done - self._overlap, first + 1)
+        if done >= len(self._starts) or least >= done:
             return done
-        word = 0
-        for place in range(max(done - self._overlap, first + 1), done):
-            rank = self._rank(place)
-            if rank >= _SENTENCE:
-                return place
-            if rank == _WORD and not word:
-                word = place
-        return word or done
+        ranks = self._ranks[least:done]
+        best = min(max(ranks), _SENTENCE)
+        if not best:
+            return done
+        # The first sentence, line or word: the overlap is asked for as long as it may be.
+        return next(place for place, rank in enumerate(ranks, least) if rank >= best)
 
-    def _rank(self, place: int) -> int:
-        """Returns how good a border lies before a token."""
-        before, after = self._ends[place - 1], self._starts[place]
-        gap = self._text[before:after]
-        if not any(character.isspace() for character in gap[:64]):
-            return 0
-        if "\n\n" in gap[:64]:
-            return _PARAGRAPH
-        if "\n" in gap[:64]:
-            return _SENTENCE
-        at = before - 1
-        while at > self._section.start and self._text[at] in _CLOSING:
-            at -= 1
-        return _SENTENCE if self._text[at] in _SENTENCE_ENDS else _WORD
+
+def _rank(text: str, before: int, after: int) -> int:
+    """Returns how good a border the gap between two tokens is."""
+    if before == after:
+        return 0
+    gap = text[before : min(after, before + _GAP)]
+    if not any(character.isspace() for character in gap):
+        return 0
+    if "\n\n" in gap:
+        return _PARAGRAPH
+    at = before - 1
+    while at >= max(0, before - _GAP) and text[at] in _CLOSING:
+        at -= 1
+    if at >= 0 and text[at] in _SENTENCE_ENDS:
+        return _SENTENCE
+    return _LINE if "\n" in gap else _WORD

@@ -50,9 +50,9 @@ class Limits:
     cell_bytes: int = 1024 * 1024
     """One cell of a table."""
     chunks: int = 100_000
-    seconds: float = 60.0
+    seconds: float = 120.0
     """From the first byte sent to the last one received."""
-    cpu_seconds: int = 50
+    cpu_seconds: int = 90
     memory_bytes: int = 1024 * 1024 * 1024
     """Address space of the process that reads."""
 

@@ -43,6 +43,7 @@ class WorkerProcess:
             WorkerBroken: it does not start.
         """
         self._limits = limits
+        self._ended = False
         settings = json.dumps({"limits": asdict(limits), "tokenizer": str(tokenizer)})
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _MODULE, settings],
@@ -81,7 +82,8 @@ class WorkerProcess:
     @property
     def usable(self) -> bool:
         """False when it has ended, or has grown by the documents it has read."""
-        return self._process.poll() is None and self._resident() < self._limits.memory_bytes // 4
+        # One that was killed may still be there for a moment.
+        return not self._ended and self._process.poll() is None and self._resident() < self._limits.memory_bytes // 4
 
     def read(self, data: bytes, header: dict[str, Any]) -> ParsedDocument:
         """Returns a document that was read.
@@ -114,6 +116,7 @@ class WorkerProcess:
 
     def end(self) -> None:
         """Kills it; whoever waits for its answer sees it end."""
+        self._ended = True
         with suppress(ProcessLookupError):
             self._process.kill()
 

@@ -57,12 +57,17 @@ class DocumentReader:
         Raises:
             DocumentRefused: it is no document, passes a limit or breaks what reads it.
             WeightsMissing: the tokenizer of the embedding model is not on this machine.
+            Draining: the reader is closed.
         """
-        from turnwire.errors import DocumentRefused  # brings gRPC, and the process that reads imports this package
+        from turnwire.errors import (
+            DocumentRefused,
+            Draining,
+        )  # bring gRPC, and the process that reads imports this package
 
+        shown = name or "The document"
         if len(data) > self._limits.input_bytes:
             why = f"it has {len(data)} bytes, and {self._limits.input_bytes} are read"
-            raise DocumentRefused(name, why, limit="input_bytes")
+            raise DocumentRefused(shown, why, limit="input_bytes")
         header = {
             "mime_type": mime_type,
             "name": name[-1_000:],
@@ -70,14 +75,18 @@ class DocumentReader:
             "overlap_tokens": overlap_tokens,
         }
         async with self._free:
+            if self._closed:
+                raise Draining(service="memory")
             try:
                 return await self._read(data, header)
             except Refused as refused:
+                if self._closed:
+                    raise Draining(service="memory") from None
                 _log.info("document_refused", document=name[:200], why=refused.why, limit=refused.limit)
-                raise DocumentRefused(name, refused.why, limit=refused.limit) from None
+                raise DocumentRefused(shown, refused.why, limit=refused.limit) from None
 
     async def close(self) -> None:
-        """Ends the processes; documents that are being read are refused."""
+        """Ends the processes; who waits for a document is told to come back elsewhere."""
         self._closed = True
         for job in list(self._jobs):
             job.end()

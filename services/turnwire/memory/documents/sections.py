@@ -39,7 +39,7 @@ class Sections:
         self._above: list[tuple[int, str]] = []
         self._page = 0
         self._fresh = True
-        self._tight = False
+        self._line_of = ""
 
     def page(self, number: int) -> None:
         """What follows stands on this page."""
@@ -61,9 +61,9 @@ class Sections:
             self._sections[-1].heading = self._heading()
         self._take(title if source is None else source, is_heading=True)
 
-    def add(self, text: str, *, tight: bool = False) -> None:
-        """Adds a paragraph, or several; `tight` ones follow one another without an empty line."""
-        self._take(text, is_heading=False, tight=tight)
+    def add(self, text: str, *, line_of: str = "") -> None:
+        """Adds a paragraph, or several; lines of one thing, a list say, follow one another without an empty line."""
+        self._take(text, is_heading=False, line_of=line_of)
 
     @property
     def text(self) -> str:
@@ -75,12 +75,14 @@ class Sections:
         """The sections, in order; they do not overlap."""
         return self._sections
 
-    def _take(self, text: str, *, is_heading: bool, tight: bool = False) -> None:
+    def _take(self, text: str, *, is_heading: bool, line_of: str = "") -> None:
         text = cleaned(text)
         if not text:
             return
-        separator = ("\n" if tight and self._tight and not self._fresh else "\n\n") if self._parts else ""
-        self._tight = tight
+        separator = (
+            ("\n" if line_of and line_of == self._line_of and not self._fresh else "\n\n") if self._parts else ""
+        )
+        self._line_of = line_of
         heading = self._heading()
         self._bytes += len(separator) + len(text.encode())
         if self._bytes > self._limit:

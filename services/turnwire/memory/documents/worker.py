@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class _ByTokenizer:
+class ByTokenizer:
     """Counts with a tokenizer file."""
 
     def __init__(self, path: str) -> None:
@@ -49,7 +49,7 @@ class Worker:
     def __init__(self, limits: Limits, tokenizer: str) -> None:
         """Loads the tokenizer."""
         self._limits = limits
-        self._tokens = _ByTokenizer(tokenizer)
+        self._tokens = ByTokenizer(tokenizer)
 
     def answer(self, header: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
         """Returns what a request is answered with: the text and its chunks, or why it was refused."""

@@ -29,7 +29,7 @@ def read(data: bytes, *, charset: str, into: Sections, limits: Limits) -> str:
             pairs = [_pair(header, number, value) for number, value in enumerate(row) if value.strip()]
             if pairs:
                 any_row = True
-                into.add("; ".join(pairs), tight=True)
+                into.add("; ".join(pairs), line_of="table")
     except csv.Error as error:
         if "field limit" in str(error):
             raise Refused(f"a cell is larger than {limits.cell_bytes} bytes", limit="cell_bytes") from None

@@ -51,7 +51,7 @@ def read(data: bytes, *, charset: str, into: Sections, limits: Limits) -> str:
         style = _style(block)
         level = levels.get(style)
         if level is None:
-            into.add(f"- {text}" if text.strip() and style in lists else text, tight=style in lists)
+            into.add(f"- {text}" if text.strip() and style in lists else text, line_of="list" if style in lists else "")
         else:
             into.heading(level, text)
             title = title or (text if level == _TITLE_LEVEL else "")
@@ -137,7 +137,7 @@ def _add_table(table: Any, into: Sections) -> None:
     for row in _within(table, _ROW):
         cells = [" ".join(_cell(cell).split()) for cell in _within(row, _CELL)]
         if any(cells):
-            into.add(" | ".join(cells), tight=True)
+            into.add(" | ".join(cells), line_of="table")
 
 
 def _cell(cell: Any) -> str:

@@ -250,8 +250,7 @@ class _Seen:
 
     def end(self) -> None:
         """Ends a block: a paragraph, or a line of a list or table."""
-        tight = bool(self._items or self._rows)
-        self._into.add(self._joined(), tight=tight)
+        self._into.add(self._joined(), line_of="table" if self._rows else "list" if self._items else "")
 
     def _break(self, tag: str) -> None:
         if self._rows and tag not in {"tr", "pre"} and tag not in _HEADINGS:
