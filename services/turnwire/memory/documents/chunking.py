@@ -33,6 +33,8 @@ LEAST_TOKENS = 16
 _SENTENCE_ENDS = frozenset(".!?…。！？؟।")
 _CLOSING = frozenset("\"')]}»”’」』")
 
+_STRAY = 1024
+"""A chunk has at most so many characters at its ends that belong to no token."""
 _GAP = 64
 """So much of what lies between two tokens is looked at."""
 _WORD, _LINE, _SENTENCE, _PARAGRAPH = 1, 2, 3, 4
@@ -150,15 +152,15 @@ class _Cutting:
 
     def _span(self, first: int, last: int) -> Span:
         start, end = self._starts[first], self._ends[last - 1]
-        begin = self._section.start if first == 0 else self._ends[first - 1]
-        # What is part of no token, as an accent by itself, stays with the token before it, or the first one after it.
+        # What is part of no token, an accent by itself say, stays with the token before it, or with the first one.
         if first == 0:
-            while begin < start and self._text[begin].isspace():
-                begin += 1
-            start = begin
+            start = max(self._section.start, start - _STRAY)
+            while self._text[start].isspace():
+                start += 1
         limit = self._starts[last] if last < len(self._starts) else self._section.end
-        while end < limit and not self._text[end].isspace():
-            end += 1
+        end = max(end, min(limit, end + _STRAY))
+        while self._text[end - 1].isspace():
+            end -= 1
         return Span(start, end, self._tokens.count(self._text[start:end]), self._section)
 
     def _cut(self, least: int, most: int) -> int:

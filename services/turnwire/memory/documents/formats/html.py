@@ -14,83 +14,25 @@ if TYPE_CHECKING:
     from turnwire.memory.documents.document import Limits
     from turnwire.memory.documents.sections import Sections
 
+
+def _tags(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
 _TEXT = "-text"
-_UNSEEN = frozenset(
-    [
-        "script",
-        "style",
-        "template",
-        "noscript",
-        "head",
-        "svg",
-        "math",
-        "canvas",
-        "audio",
-        "video",
-        "iframe",
-        "object",
-        "embed",
-        "select",
-        "datalist",
-        "button",
-        "textarea",
-        "-comment",
-        "-document",
-        "!doctype",
-    ]
+_UNSEEN = _tags(
+    "script style template noscript head svg math canvas audio video iframe object embed select datalist "
+    "button textarea -comment -document !doctype"
 )
-_BLOCKS = frozenset(
-    [
-        "address",
-        "article",
-        "aside",
-        "blockquote",
-        "body",
-        "caption",
-        "center",
-        "dd",
-        "details",
-        "dialog",
-        "div",
-        "dl",
-        "dt",
-        "fieldset",
-        "figcaption",
-        "figure",
-        "footer",
-        "form",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
-        "header",
-        "hgroup",
-        "hr",
-        "html",
-        "legend",
-        "li",
-        "main",
-        "menu",
-        "nav",
-        "ol",
-        "p",
-        "pre",
-        "section",
-        "summary",
-        "table",
-        "tbody",
-        "tfoot",
-        "thead",
-        "tr",
-        "ul",
-    ]
+_BLOCKS = _tags(
+    "address article aside blockquote body caption center dd details dialog div dl dt fieldset figcaption "
+    "figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p pre section "
+    "summary table tbody tfoot thead tr ul"
 )
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 _SPACES = re.compile(r"\s+")
-_CELL = " | "
+_CELL, _ITEM = " | ", "- "
 _AROUND_CELL = re.compile(r"\n\|[ \n]?|[ ]\|\n")
 _DECLARED = re.compile(rb"<meta\s[^>]{0,200}?charset\s*=\s*[\"']?\s*(?P<charset>[a-zA-Z0-9_-]{1,40})", re.IGNORECASE)
 _LOOKED_AT = 1024
@@ -98,48 +40,9 @@ _LOOKED_AT = 1024
 # Elements that stay open until they are closed, unlike paragraphs, items and cells. The parser's time grows with the
 # square of the depth, so the depth is counted first; no page comes near the limit.
 _TAG = re.compile(r"<(?P<end>/?)(?P<name>[a-zA-Z][a-zA-Z0-9]*)")
-_STAY_OPEN = frozenset(
-    [
-        "a",
-        "abbr",
-        "article",
-        "aside",
-        "b",
-        "big",
-        "blockquote",
-        "center",
-        "code",
-        "details",
-        "div",
-        "em",
-        "fieldset",
-        "figure",
-        "font",
-        "footer",
-        "form",
-        "header",
-        "i",
-        "ins",
-        "label",
-        "main",
-        "nav",
-        "ol",
-        "section",
-        "small",
-        "span",
-        "strike",
-        "strong",
-        "sub",
-        "sup",
-        "table",
-        "tt",
-        "u",
-        "ul",
-        "svg",
-        "g",
-        "math",
-        "template",
-    ]
+_STAY_OPEN = _tags(
+    "a abbr article aside b big blockquote center code details div em fieldset figure font footer form header "
+    "i ins label main nav ol section small span strike strong sub sup table tt u ul svg g math template"
 )
 _DEEPEST = 5_000
 
@@ -215,7 +118,7 @@ class _Seen:
                 self._preserved += 1
             case "li":
                 self._items += 1
-                self._parts.append("- ")
+                self._parts[:] = [_ITEM]
             case "tr":
                 self._rows += 1
             case "td" | "th":
@@ -236,6 +139,8 @@ class _Seen:
             title = self._joined()
             self._into.heading(_HEADINGS[tag], title)
             self.first_heading = self.first_heading or title
+        elif tag == "li":
+            self.end()
         elif tag in _BLOCKS:
             self._break(tag)
         match tag:
@@ -253,6 +158,9 @@ class _Seen:
         self._into.add(self._joined(), line_of="table" if self._rows else "list" if self._items else "")
 
     def _break(self, tag: str) -> None:
+        if tag != "li" and "".join(self._parts).strip() == _ITEM.strip():
+            # The first block of an item stands beside its mark.
+            return
         if self._rows and tag not in {"tr", "pre"} and tag not in _HEADINGS:
             # A row is a line, whatever its cells are made of.
             self._parts.append("\n")
