@@ -22,7 +22,7 @@ from turnwire.errors import DocumentRefused
 from turnwire.runtime.addresses import address_in, is_public
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -45,7 +45,7 @@ class Fetched:
 class Resolve(Protocol):
     """Finds the addresses of a name; raises OSError where there are none."""
 
-    async def __call__(self, host: str, port: int, /) -> Sequence[str]: ...
+    def __call__(self, host: str, port: int, /) -> Awaitable[Sequence[str]]: ...
 
 
 class GuardedFetcher:
