@@ -247,7 +247,7 @@ def test_what_overruns_a_reader_reaches_nothing(tmp_path: Path):
     assert [] == told["after"]
 
 
-_READS_FOR_EVER = """
+_READS_AND_WAITS = """
 import asyncio, sys
 from pathlib import Path
 from turnwire.memory.documents import DocumentReader
@@ -256,8 +256,7 @@ async def main():
     reader = DocumentReader(tokenizer=Path(sys.argv[1]))
     await reader.read(data=b"first", mime_type="", name="", chunk_size_tokens=64, overlap_tokens=0)
     print("ready", flush=True)
-    data = b"It takes a while to count the words of this. " * 400_000
-    await reader.read(data=data, mime_type="", name="", chunk_size_tokens=64, overlap_tokens=0)
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """
@@ -266,19 +265,25 @@ asyncio.run(main())
 @pytest.mark.faults
 async def test_a_process_ends_with_the_service_that_was_killed(tmp_path: Path):
     service = subprocess.Popen(
-        [sys.executable, "-c", _READS_FOR_EVER, str(small_tokenizer(tmp_path / "tokenizer.json"))],
+        [sys.executable, "-c", _READS_AND_WAITS, str(small_tokenizer(tmp_path / "tokenizer.json"))],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         stdout=subprocess.PIPE,
     )
+    assert service.stdout is not None
+    # Above it stands a line of the log.
+    lines = [await asyncio.to_thread(service.stdout.readline) for _ in range(2)]
+    assert b"ready\n" == lines[-1]
+    (worker,) = psutil.Process(service.pid).children()
     try:
-        assert service.stdout is not None
-        # Above it stands a line of the log.
-        lines = [await asyncio.to_thread(service.stdout.readline) for _ in range(2)]
-        assert b"ready\n" == lines[-1]
-        (worker,) = psutil.Process(service.pid).children()
-        used = sum(worker.cpu_times()[:2])
-        await until(lambda: sum(worker.cpu_times()[:2]) > used + 0.1)
+        # Stopped, it cannot see for itself that its input has ended.
+        worker.send_signal(signal.SIGSTOP)
+        await until(lambda: worker.status() == psutil.STATUS_STOPPED)
+        service.kill()
+        service.wait()
+        await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
     finally:
         service.kill()
         service.wait()
-    await until(lambda: not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE)
+        service.stdout.close()
+        if worker.is_running():
+            worker.kill()

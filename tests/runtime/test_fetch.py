@@ -182,6 +182,15 @@ async def test_only_plain_urls_of_the_web_are_fetched(url: str):
     assert "password" not in refused.message.replace("holds a user or a password", "")
 
 
+@pytest.mark.parametrize("host", ["134744072", "8.8.2056", "0x8.8.8.8", "010.8.8.8", "8.8.8.8.", "8.8.8", "1.2.3.4.5"])
+async def test_a_number_that_programs_read_differently_is_refused_and_never_looked_up(host: str):
+    async def never(host: str, port: int) -> Sequence[str]:
+        raise AssertionError(f"{host} was looked up")
+
+    refused = await _refused(GuardedFetcher(resolve=never), f"http://{host}/")
+    assert "its host is an address in an ambiguous form" in refused.message
+
+
 @pytest.mark.parametrize(
     "address",
     [

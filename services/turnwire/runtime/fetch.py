@@ -96,12 +96,12 @@ class GuardedFetcher:
         connector = aiohttp.TCPConnector(
             resolver=pinned, use_dns_cache=False, force_close=True, limit=1, happy_eyeballs_delay=None
         )
+        # A session for each address, so that nothing (cookies, connections) goes along a redirect.
         session = aiohttp.ClientSession(
             connector=connector,
             # Neither a proxy nor a password of the environment: a proxy would resolve the name anew.
             trust_env=False,
             auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
             # One limit holds for everything together.
             timeout=aiohttp.ClientTimeout(total=None),
             read_bufsize=_PIECE,
