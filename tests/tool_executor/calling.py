@@ -89,10 +89,11 @@ class Executor:
     def stream(self, tool: str, arguments: Any, call_id: str, **more: Any) -> Any:
         """Asks for an execution; the stream of its pieces."""
         given: dict[str, Any] = {"turn_id": "turn_1", "session_id": "sess_1", "owner_epoch": 1} | more
+        seconds = given.pop("timeout", 60)
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
         call = message_pb2.ToolCall(call_id=call_id, name=tool, arguments_json=text, retry_of=given.pop("retry_of", ""))
         request = tool_executor_service_pb2.ExecuteToolRequest(call=call, **given)
-        return self.executor.ExecuteTool(request, metadata=self._metadata, timeout=60)
+        return self.executor.ExecuteTool(request, metadata=self._metadata, timeout=seconds)
 
     async def run(self, tool: str, arguments: Any, call_id: str = "call_1", **more: Any) -> Ran:
         """Executes a call to its end.

@@ -18,8 +18,11 @@ from turnwire.errors import (
     QuotaExhausted,
     StoreUnavailable,
 )
+from turnwire.runtime.settings import ArtifactSettings
+from turnwire.runtime.storage import SqliteStore
 from turnwire.testing.mesh import running_mesh
-from turnwire.tool_executor.artifacts import sniffed
+from turnwire.tool_executor.artifacts import Artifacts, FolderBlobs, sniffed
+from turnwire.tool_executor.store.schema import SCHEMA
 from turnwire.tool_executor.v1 import artifact_service_pb2 as messages
 
 if TYPE_CHECKING:
@@ -128,6 +131,41 @@ async def test_deleting_and_uploading_the_same_content_at_once_leaves_no_file_wi
             assert b"same" == await executor.download(artifact.artifact_id)
         await _delete(executor, kept[0].artifact_id)
         assert [] == _contents(tmp_path)
+
+
+class _SlowToDelete(FolderBlobs):
+    """Waits before it removes a content."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.reached, self.gate = asyncio.Event(), asyncio.Event()
+
+    async def delete(self, tenant: str, sha256: str) -> None:
+        self.reached.set()
+        await self.gate.wait()
+        await super().delete(tenant, sha256)
+
+
+async def test_a_content_that_is_being_removed_is_taken_by_nobody(tmp_path: Path):
+    await FolderBlobs.open(tmp_path / "blobs")
+    blobs = _SlowToDelete(tmp_path / "blobs")
+    store = await SqliteStore.open(tmp_path / "store.sqlite3", SCHEMA)
+    try:
+        artifacts = Artifacts(store, blobs, ArtifactSettings())
+        first = await artifacts.keep("t", "a", b"same")
+        deleting = asyncio.create_task(artifacts.delete("t", first.artifact_id))
+        await blobs.reached.wait()
+        keeping = asyncio.create_task(artifacts.keep("t", "b", b"same"))
+        # It would be done by far, if it did not wait for the end of the removal.
+        await asyncio.wait([keeping], timeout=0.3)
+        blobs.gate.set()
+        await deleting
+        second = await keeping
+        _, data = await artifacts.content("t", second.artifact_id, most=100)
+    finally:
+        await store.close()
+
+    assert b"same" == data
 
 
 async def test_a_content_that_somebody_took_away_is_told_apart_from_a_file_that_is_gone(tmp_path: Path):

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -162,6 +163,18 @@ async def test_long_output_becomes_a_file_with_its_head_and_tail_in_the_content(
     assert ran.result.content.endswith("Zeile 19999 ä")
     assert f"all of it is in the attached file {attachment.name}" in ran.result.content
     assert len(ran.result.content.encode()) < 48 * 1024
+
+
+async def test_the_deadline_of_a_caller_does_not_reach_the_sandbox():
+    async with _interpreter() as executor:
+        stream = executor.stream(TOOL, {"code": "import time; time.sleep(1.5); 6 * 7"}, "call_1", timeout=0.7)
+        with pytest.raises(grpc.RpcError) as raised:
+            async for _ in stream:
+                pass
+        ran = await _code(executor, "import time; time.sleep(1.5); 6 * 7", "call_1")
+
+    assert grpc.StatusCode.DEADLINE_EXCEEDED == raised.value.code()
+    assert "42" == ran.result.content
 
 
 async def test_code_that_takes_too_long_is_ended_and_the_next_call_is_told():

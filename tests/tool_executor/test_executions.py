@@ -35,6 +35,7 @@ from turnwire.errors import (
     Unimplemented,
 )
 from turnwire.testing.mesh import running_mesh
+from turnwire.tool_executor.running import Running
 from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 if TYPE_CHECKING:
@@ -217,6 +218,20 @@ async def test_cancelling_and_asking_at_once_ends_in_one_outcome():
             ran, stopped = await asyncio.gather(executor.run("web_search", QUERY, call_id), executor.cancel(call_id))
             assert ran.result == stopped.result
             assert stopped.state in {SUCCEEDED, CANCELLED}
+
+
+async def test_an_execution_is_not_cut_before_its_first_step_nor_after_its_outcome():
+    running = Running(("default", "turn_1", "call_1"))
+    running.task = task = asyncio.create_task(asyncio.sleep(3600))
+    running.stop()
+    assert (True, 0) == (running.stopping, task.cancelling())
+    running.begun = running.settled = True
+    running.stop()
+    assert 0 == task.cancelling()
+    running.settled = False
+    running.stop()
+    assert 1 == task.cancelling()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.mark.parametrize("limit", ["first_byte", "total"])

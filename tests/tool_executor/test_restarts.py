@@ -206,6 +206,10 @@ async def test_an_upload_that_is_cut_by_death_leaves_nothing_and_no_row_is_witho
             await asyncio.sleep(0)
         await mesh.kill("tool_executor")
         await asyncio.gather(*uploads, return_exceptions=True)
+        # As a death between the file and its row leaves it.
+        orphan = blobs / "=default" / "ab" / ("ab" * 32)
+        orphan.parent.mkdir(exist_ok=True)
+        orphan.write_bytes(b"nobody's")
         await mesh.start("tool_executor")
 
         async def swept() -> bool:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.fakes.search_servers import fake_search
 from tests.mesh.asking import check_log, folded, session_of
+from tests.mesh.peers import running_peers
 from tests.tool_executor.calling import CODE, SECRET, Executor, calling, names, searching
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2, event_pb2, step_pb2, turn_pb2
 from turnwire.client.client import user_message
@@ -115,6 +116,32 @@ async def test_files_come_with_all_calls_of_the_first_answer_that_runs_code():
         turn = folded(await _events(client, session, said))
 
     assert ["['table.csv']", "2"] == [each.result.content for each in _executions(turn)]
+
+
+async def test_later_code_of_a_turn_does_not_get_the_files_again():
+    """Beside a scripted executor, to see what it is asked."""
+    choice = generation_pb2.ToolChoice(mode=generation_pb2.ToolChoice.MODE_NAMED, name="code_interpreter")
+    again = {"name": "code_interpreter", "arguments": {"text": "second"}}
+    refused = {"name": "code_interpreter", "arguments": {}}
+    rules = [
+        {"contains": "required property", "calls": [again | {"arguments": {"text": "first"}}]},
+        {"contains": "first", "calls": [again]},
+        {"after_tool": True, "text": "Done."},
+        {"contains": "go", "calls": [refused]},
+    ]
+    async with (
+        running_peers() as peers,
+        running_mesh(rules=rules, addresses=peers.addresses) as mesh,
+        mesh.client() as client,
+    ):
+        session = await session_of(client, tools=[_tool("code_interpreter")], tool_choice=choice)
+        said = user_message("go")
+        said.attachments.add(text="a", name="table.csv")
+        turn = folded(await _events(client, session, said))
+
+    assert "Done." == turn.output.parts[0].text
+    # The first call that could run has them, whatever was refused before.
+    assert [["table.csv"], []] == [names(each.attachments) for each in peers.executed]
 
 
 async def test_cancelling_a_turn_stops_its_code_and_says_so():
