@@ -190,6 +190,16 @@ async def test_code_that_takes_too_long_is_ended_and_the_next_call_is_told():
     assert "started anew" in after.result.content
 
 
+async def test_silence_after_the_first_output_has_a_limit_of_its_own():
+    async with _interpreter() as executor:
+        limits = tool_executor_service_pb2.ExecutionLimits(silence=Duration(nanos=300_000_000))
+        ran = await _code(executor, "print('begun', flush=True)\nwhile True: pass", "call_1", limits=limits)
+        after = await _code(executor, "6 * 7", "call_2")
+
+    assert (error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, "silence") == (ran.reason, ran.result.failure.metadata["limit"])
+    assert "42" == after.result.content.splitlines()[0]
+
+
 async def test_calls_of_one_session_wait_for_each_other_and_sessions_do_not():
     async with _interpreter(sandbox={"preload": [], "warm": 2}) as executor:
         slow = executor.stream(TOOL, {"code": "print('a', flush=True)\nwhile True: pass"}, "call_1")

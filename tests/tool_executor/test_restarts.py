@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from tests.fakes.images_server import fake_images
 from tests.fakes.search_servers import fake_search
@@ -31,6 +32,7 @@ from tests.tool_executor.calling import (
 from turnwire.common.v1 import error_pb2
 from turnwire.errors import TurnwireError
 from turnwire.testing.mesh import RunningMesh, running_mesh
+from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -59,6 +61,13 @@ async def _killed(mesh: RunningMesh, running: asyncio.Task[Any]) -> None:
     await mesh.kill("tool_executor")
     with pytest.raises(TurnwireError):
         await running
+
+
+async def _stopped(mesh: RunningMesh, executor: Executor) -> None:
+    """Keeps the runner from answering: a sandbox cannot be opened then, and the code of a call is not sent."""
+    # Over a connection that stands: a new one would be given up at once.
+    await executor.run("code_interpreter", {"code": "0"}, "call_0")
+    await mesh.signal("sandbox_runner", signal.SIGSTOP)
 
 
 async def test_a_search_that_was_sent_runs_again():
@@ -110,8 +119,7 @@ async def test_an_outcome_outlives_its_process():
 
 async def test_code_that_was_only_prepared_runs_once_when_it_is_asked_for_again():
     async with _mesh(CODE, runner=True) as (mesh, executor):
-        # The runner does not answer: the sandbox cannot be opened, and the code has not been sent.
-        await mesh.signal("sandbox_runner", signal.SIGSTOP)
+        await _stopped(mesh, executor)
         running = asyncio.create_task(executor.run("code_interpreter", {"code": "print('ran')"}))
         await until(lambda: _in_state(executor, PREPARED))
         await _killed(mesh, running)
@@ -181,9 +189,21 @@ async def test_a_runner_that_dies_in_the_middle_leaves_an_unknown_outcome_and_th
     assert refused.result.failure.retryable
 
 
+async def test_a_runner_that_does_not_answer_is_waited_for_as_long_as_connecting_may_take():
+    async with _mesh(CODE, runner=True) as (mesh, executor):
+        await _stopped(mesh, executor)
+        limits = tool_executor_service_pb2.ExecutionLimits(connect=Duration(nanos=300_000_000))
+        ran = await executor.run("code_interpreter", {"code": "1"}, limits=limits)
+        noted = await executor.execution()
+        await mesh.signal("sandbox_runner", signal.SIGCONT)
+
+    assert (error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, "connect") == (ran.reason, ran.result.failure.metadata["limit"])
+    assert not noted.HasField("dispatch_time")
+
+
 async def test_a_call_that_a_process_left_prepared_can_be_cancelled():
     async with _mesh(CODE, runner=True) as (mesh, executor):
-        await mesh.signal("sandbox_runner", signal.SIGSTOP)
+        await _stopped(mesh, executor)
         running = asyncio.create_task(executor.run("code_interpreter", {"code": "1"}))
         await until(lambda: _in_state(executor, PREPARED))
         await _killed(mesh, running)
