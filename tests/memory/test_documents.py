@@ -11,8 +11,8 @@ import pytest
 from pypdf import PdfReader, PdfWriter
 
 from tests.memory.hostile import word_document
-from tests.memory.reading import pdf, read, reading, worker_processes
-from turnwire.errors import DocumentRefused, WeightsMissing
+from tests.memory.reading import pdf, read, reading, small_tokenizer, worker_processes
+from turnwire.errors import DocumentRefused, Internal, WeightsMissing
 from turnwire.memory.documents import DocumentReader, ParsedDocument
 
 if TYPE_CHECKING:
@@ -227,6 +227,20 @@ async def test_without_the_tokenizer_it_says_what_to_pull(tmp_path: Path, monkey
     with pytest.raises(WeightsMissing, match="models pull minilm"):
         await read(reader, b"a text")
     await reader.close()
+
+
+async def test_a_process_that_does_not_start_is_no_fault_of_the_document(tmp_path: Path):
+    broken = tmp_path / "tokenizer.json"
+    broken.write_text("no tokenizer")
+    reader = DocumentReader(workers=1, tokenizer=broken)
+    try:
+        for _ in range(2):
+            with pytest.raises(Internal, match="does not start"):
+                await read(reader, b"a text")
+        small_tokenizer(broken)
+        assert "a text" == (await read(reader, b"a text")).text
+    finally:
+        await reader.close()
 
 
 @pytest.mark.model

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from turnwire.memory.documents.document import Limits, ParsedDocument, Refused
+from turnwire.memory.documents.process import WorkerBroken, WorkerProcess
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from turnwire.memory.documents.process import WorkerProcess
 
 _log = structlog.get_logger(__name__)
 
@@ -58,6 +57,7 @@ class DocumentReader:
             DocumentRefused: it is no document, passes a limit or breaks what reads it.
             WeightsMissing: the tokenizer of the embedding model is not on this machine.
             Draining: the reader is closed.
+            Internal: no process that reads can be started here.
         """
         from turnwire.errors import (
             DocumentRefused,
@@ -84,6 +84,10 @@ class DocumentReader:
                     raise Draining(service="memory") from None
                 _log.info("document_refused", document=name[:200], why=refused.why, limit=refused.limit)
                 raise DocumentRefused(shown, refused.why, limit=refused.limit) from None
+            except (WorkerBroken, OSError) as error:
+                # The next document may find a machine with room for it; the log has what the process said.
+                _log.error("document_worker_not_started", error=str(error))
+                raise Internal("The process that reads documents does not start.", service="memory") from None
 
     async def close(self) -> None:
         """Ends the processes; who waits for a document is told to come back elsewhere."""
@@ -125,8 +129,6 @@ class DocumentReader:
                 worker.close()
 
     def _taken(self) -> WorkerProcess:
-        from turnwire.memory.documents.process import WorkerProcess  # only for who reads a document
-
         while True:
             try:
                 worker = self._idle.pop()
