@@ -59,10 +59,8 @@ class DocumentReader:
             Draining: the reader is closed.
             Internal: no process that reads can be started here.
         """
-        from turnwire.errors import (
-            DocumentRefused,
-            Draining,
-        )  # bring gRPC, and the process that reads imports this package
+        # They bring gRPC, and the process that reads imports this package.
+        from turnwire.errors import DocumentRefused, Draining, Internal
 
         shown = name or "The document"
         if len(data) > self._limits.input_bytes:
