@@ -223,6 +223,7 @@ ATTACKS = [
         "takes_more_memory_than_it_may",
         "data = b'x' * (700 << 20)\nprint('REACHED', len(data))",
         seconds=20,
+        ending="ENDING_RAISED",
         quick=True,
     ),
     Attack(
@@ -397,6 +398,7 @@ ATTACKS = [
         "leaves_a_process_behind",
         """
         import os
+        begun, begins = os.pipe()
         if os.fork() == 0:
             os.setsid()
             if os.fork() == 0:
@@ -405,6 +407,8 @@ ATTACKS = [
                 os.execv('/bin/sleep', ['sleep', MARK])
             os._exit(0)
         os.wait()
+        os.close(begins)
+        os.read(begun, 1)  # it ends when the process left behind has become its program
         """,
         lambda world, said: bool(world.marked()),
         quick=True,

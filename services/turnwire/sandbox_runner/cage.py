@@ -113,6 +113,7 @@ class Cage:
         """True while it imports ahead: it answers nothing then."""
         self.uid = -1
         self.cells = 0
+        self._pings = 0
 
     @property
     def alive(self) -> bool:
@@ -162,6 +163,25 @@ class Cage:
         lines = self._errors.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else ""
 
+    async def answers(self) -> bool:
+        """True when it is there to run code: one that something outside has ended may not be known to be yet."""
+        if self._ending is not None:
+            # Of a run whose caller has gone.
+            await self._ending
+        if not self.alive:
+            return False
+        self._pings += 1
+        self._allowed = _SLACK
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                await self._send(frames.message(frames.PING, {"ping": self._pings}))
+                # Answers that nobody has waited for come first: to a piece of a file whose caller has gone.
+                while (await self._next())[1].get("ping") != self._pings:
+                    pass
+        except (Broken, TimeoutError):
+            return False
+        return True
+
     async def preload(self) -> None:
         """Imports what interpreters are to be born with; returns when it is done.
 
@@ -186,10 +206,10 @@ class Cage:
         return str(values.get("problem", ""))
 
     async def run(self, code: str, call_id: str, seconds: float, returned: Returned) -> AsyncGenerator[Piece]:
-        """Runs code; the last piece is `Finished`. A run that its reader leaves is ended."""
-        if self._ending is not None:
-            # Of a run whose caller has gone.
-            await self._ending
+        """Runs code; the last piece is `Finished`. A run that its reader leaves is ended.
+
+        Whether it `answers` is asked before.
+        """
         self.cells += 1
         values = {
             "call_id": call_id,

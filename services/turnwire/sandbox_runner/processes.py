@@ -82,7 +82,7 @@ def end(keep: set[int], root: int) -> bool:
     """
     deadline = time.monotonic() + _END_SECONDS
     any_found = False
-    while found := [process for process in below(root) if process not in keep and _lives(process)]:
+    while found := [process for process in below(root) if process not in keep and lives(process)]:
         any_found = True
         for process in found:
             with suppress(ProcessLookupError, PermissionError):
@@ -107,7 +107,7 @@ def _fields(process: int) -> list[str]:
         return file.read().rpartition(")")[2].split()
 
 
-def _lives(process: int) -> bool:
+def lives(process: int) -> bool:
     """False for the dead: they stay in sight until their parent, stopped now, asks for them."""
     with suppress(OSError, IndexError):
         return _fields(process)[0] not in {"Z", "X"}

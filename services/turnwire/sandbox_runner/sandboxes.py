@@ -185,7 +185,7 @@ class Sandboxes:
         """Gives a sandbox that has ended a new cage; the next run is told."""
         if sandbox.closed:
             raise NotFound("sandbox", key[1])
-        if sandbox.cage.alive:
+        if await sandbox.cage.answers():
             return
         await sandbox.cage.close()
         sandbox.cage = await self._cage()
@@ -197,7 +197,7 @@ class Sandboxes:
             # One that imports ahead would let its caller wait for that; a new one is there sooner.
             for cage in [cage for cage in self._warm if not cage.busy]:
                 self._warm.remove(cage)
-                if cage.alive:
+                if await cage.answers():
                     return cage
                 await cage.close()
             return await self._new()

@@ -13,6 +13,7 @@ HEAD = struct.Struct(">cI")
 RUN = b"r"
 KILL = b"k"
 PRELOAD = b"p"
+PING = b"i"
 WRITE = b"w"
 
 # From the sandbox to the runner.

@@ -193,6 +193,8 @@ class Supervisor:
                     self._finish({"ended": "killed"})
             case frames.PRELOAD:
                 self._preload()
+            case frames.PING:
+                self._answer(frames.READY, {"ping": values["ping"]})
             case frames.WRITE:
                 self._write(values, rest)
             case _:
