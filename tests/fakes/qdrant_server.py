@@ -8,6 +8,7 @@ by comparing everything, and keeps nothing. What it cannot show is how a real se
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from qdrant_client.grpc import collections_service_pb2_grpc, points_service_pb2_
 from qdrant_client.grpc import points_pb2 as points
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
 KEY = "a-key-of-qdrant-that-no-log-may-hold"
 Code = grpc.StatusCode
@@ -43,6 +44,8 @@ class FakeQdrant(points_service_pb2_grpc.PointsServicer, collections_service_pb2
         """What every call is answered."""
         self.status = points.UpdateStatus.Completed
         """What writes are answered; Acknowledged ones are not done."""
+        self.query: Any = None
+        """What searches instead."""
         self.port = 0
 
     @property
@@ -89,7 +92,9 @@ class FakeQdrant(points_service_pb2_grpc.PointsServicer, collections_service_pb2
 
     async def Query(self, request: Any, context: Any) -> Any:
         collection = await self._begin("Query", context, request)
-        wanted = request.query.nearest.dense.data
+        if self.query is not None:
+            return await self.query(request, context)
+        wanted = _normal(request.query.nearest.dense.data)
         scored = [
             (sum(one * other for one, other in zip(wanted, _vector(point), strict=True)), point)
             for point in collection.points.values()
@@ -121,7 +126,13 @@ class FakeQdrant(points_service_pb2_grpc.PointsServicer, collections_service_pb2
 
 def _vector(point: Any) -> list[float]:
     vector = point.vectors.vector
-    return list(vector.dense.data or vector.data)
+    return _normal(vector.dense.data or vector.data)
+
+
+def _normal(vector: Sequence[float]) -> list[float]:
+    """The server brings vectors to length 1 where it compares by cosine."""
+    length = math.hypot(*vector) or 1.0
+    return [value / length for value in vector]
 
 
 def _fits(point: Any, chosen: Any) -> bool:

@@ -93,9 +93,7 @@ class ProjectDocs:
             try:
                 await self._embeddings.model(bank.message.vector.embedding_model)
             except NotFound:
-                await self._banks.remove(bank)
-                await self.prepare()
-                bank = await self._banks.get(OF_ALL_TENANTS, PROJECT_BANK)
+                bank = await self._anew(bank)
             else:
                 return bank
         model = await self._embeddings.model("")
@@ -109,6 +107,19 @@ class ProjectDocs:
 
         await self._store.write(unit)
         return bank
+
+    async def _anew(self, bank: Bank) -> Bank:
+        """An empty bank in the place of one, which nobody ever misses."""
+        successor = _unsettled(self._banks.keeper("", "vector").provider_id)
+
+        async def unit(tx: Transaction) -> None:
+            await stored.drop(tx, bank.uid)
+            await stored.insert(tx, successor, "", "")
+
+        async with self._banks.lock(bank.uid):
+            await self._store.write(unit)
+            await self._banks.drop_index(bank)
+        return successor
 
     async def _present(self, bank: Bank) -> set[str]:
         async def unit(tx: Transaction) -> set[str]:

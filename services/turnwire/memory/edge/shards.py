@@ -56,7 +56,7 @@ class Shards:
         self._indexing: _Indexing | None = None
         self._full: OrderedDict[str, None] = OrderedDict()
         """Banks with many points without an index."""
-        self._failed: dict[str, int] = {}
+        self._not_before: dict[str, int] = {}
         """Banks whose index could not be built, and from how many points on it is tried again."""
         self._sweep()
 
@@ -73,7 +73,9 @@ class Shards:
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(parents=True)
         vectors = engine.EdgeVectorParams(size=dimension, distance=engine.Distance.Cosine)
-        shard = engine.EdgeShard.create(str(making), engine.EdgeConfig(vectors=vectors))
+        # The engine counts in kilobytes, and builds none for a part of a bank that is smaller.
+        least = engine.EdgeOptimizersConfig(indexing_threshold=max(1, self._index_after * dimension * 4 // 2 // 1024))
+        shard = engine.EdgeShard.create(str(making), engine.EdgeConfig(vectors=vectors, optimizers=least))
         for key in ("revision", "labels"):
             shard.update(engine.UpdateOperation.create_field_index(key, engine.PayloadSchemaType.Keyword))
         shard.flush()
@@ -106,8 +108,8 @@ class Shards:
             self._write(uid, shard, engine.UpdateOperation.upsert_points(points))
         shard.flush()
         info = shard.info()
-        bare = info.points_count - info.indexed_vectors_count
-        if bare >= self._index_after and info.points_count >= self._failed.get(uid, 0):
+        at_work = self._indexing is not None and self._indexing.uid == uid
+        if self._is_bare(info) and not at_work and info.points_count >= self._not_before.get(uid, 0):
             self._full[uid] = None
 
     def remove(self, uid: str, revisions: Sequence[str]) -> None:
@@ -148,7 +150,10 @@ class Shards:
                 self._take_over(indexing)
             else:
                 shutil.rmtree(indexing.copy, ignore_errors=True)
-                self._failed[indexing.uid] = 2 * self._shard(indexing.uid).info().points_count
+            info = self._shard(indexing.uid).info()
+            if self._is_bare(info):
+                # Trying again with each write would copy the bank for nothing.
+                self._not_before[indexing.uid] = 2 * info.points_count
         if self._indexing is None and self._full:
             uid, _ = self._full.popitem(last=False)
             self._begin(uid)
@@ -160,6 +165,9 @@ class Shards:
             shard.flush()
             shard.close()
         self._open.clear()
+
+    def _is_bare(self, info: engine.ShardInfo) -> bool:
+        return info.points_count - info.indexed_vectors_count >= self._index_after
 
     def _write(self, uid: str, shard: engine.EdgeShard, operation: engine.UpdateOperation) -> None:
         shard.update(operation)

@@ -13,6 +13,7 @@ import select
 import signal
 import struct
 import sys
+import time
 from array import array
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,17 +61,26 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     shards = Shards(Path(arguments[0]), index_after=int(arguments[1]))
     try:
-        while _served(shards):
+        worked = [0.0]
+        while _served(shards, worked):
             pass
     finally:
         shards.close()
     return 0
 
 
-def _served(shards: Shards) -> bool:
-    """Answers one request, or works in the silence between two; false at the end of stdin."""
-    while shards.busy and not select.select([0], [], [], _WORK_SECONDS)[0]:
-        shards.work()
+def _served(shards: Shards, worked: list[float]) -> bool:
+    """Answers one request; false at the end of stdin.
+
+    Works in the silence between two, and from time to time where there is none. `worked` holds when that was last.
+    """
+    while shards.busy:
+        asked = bool(select.select([0], [], [], _WORK_SECONDS)[0])
+        if time.monotonic() - worked[0] >= _WORK_SECONDS:
+            shards.work()
+            worked[0] = time.monotonic()
+        if asked:
+            break
     lengths = _read(LENGTHS.size)
     if lengths is None:
         return False
