@@ -127,6 +127,21 @@ async def test_a_runner_that_goes_leaves_no_process(engine: str, number: signal.
         call.cancel()
 
 
+async def test_the_files_of_a_runner_that_was_killed_go_when_the_next_one_starts():
+    async with running(engine="landlock", warm=0) as living, running(engine="landlock", warm=0) as killed:
+        there, left = await living.open(), await killed.open()
+        places = [
+            Path((await box.run("import os\nos.getcwd()")).finished.value_repr.strip("'")) for box in (there, left)
+        ]
+        killed.process.kill()
+        await killed.process.wait()
+        assert places[1].is_dir()
+        async with running(engine="landlock", warm=0):
+            assert [True, False] == [place.is_dir() for place in places]
+            assert not places[1].parents[1].exists()
+        assert "1" == (await there.run("1")).finished.value_repr
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 async def test_files_beyond_their_room_cost_the_sandbox_and_the_next_run_is_told(engine: str):
     async with running(engine=engine, workspace_files=200, warm=1) as runner:

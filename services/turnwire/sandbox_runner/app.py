@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -15,12 +12,14 @@ from turnwire.common.v1 import inspect_service_pb2
 from turnwire.sandbox_runner import libraries
 from turnwire.sandbox_runner.choosing import choose
 from turnwire.sandbox_runner.engines.port import Limits, Site
+from turnwire.sandbox_runner.home import Home
 from turnwire.sandbox_runner.sandboxes import Sandboxes
 from turnwire.sandbox_runner.service import SandboxRunnerServicer
 from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import add_SandboxRunnerServiceServicer_to_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
     import grpc
 
@@ -63,7 +62,8 @@ async def opened(settings: SandboxSettings) -> AsyncGenerator[Sandboxes]:
     Raises:
         IsolationUnavailable: there is none.
     """
-    folder = await asyncio.to_thread(_folder)
+    home = await asyncio.to_thread(Home.make)
+    folder = home.folder
     try:
         site = await asyncio.to_thread(_site, settings, folder)
         engine, first = await choose(settings, site)
@@ -75,18 +75,7 @@ async def opened(settings: SandboxSettings) -> AsyncGenerator[Sandboxes]:
         finally:
             await sandboxes.close()
     finally:
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
-
-
-def _folder() -> Path:
-    """Makes the folder of this runner where the users of sandboxes can pass, which a home may not let them."""
-    parent = next(
-        (place for place in (tempfile.gettempdir(), "/tmp", "/var/tmp") if libraries.reachable(Path(place))),  # noqa: S108 - made safely
-        tempfile.gettempdir(),
-    )
-    folder = Path(tempfile.mkdtemp(prefix="turnwire-sandboxes-", dir=parent))
-    folder.chmod(0o711)
-    return folder
+        await asyncio.to_thread(home.remove)
 
 
 def _site(settings: SandboxSettings, folder: Path) -> Site:

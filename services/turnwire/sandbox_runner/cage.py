@@ -9,7 +9,6 @@ import json
 import signal
 import struct
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import structlog
@@ -17,12 +16,14 @@ import structlog
 from turnwire.sandbox_runner import processes
 from turnwire.sandbox_runner.engines.port import EngineUnusable
 from turnwire.sandbox_runner.interior import frames, workspace
+from turnwire.sandbox_runner.pieces import FilePiece, Finished, Notice, Removed, Text
 from turnwire.sandbox_runner.spawning import Spawned, spawn
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Coroutine
 
     from turnwire.sandbox_runner.engines.port import Limits, Place
+    from turnwire.sandbox_runner.pieces import Ending, Piece, Returned
 
 _log = structlog.get_logger(__name__)
 
@@ -33,61 +34,6 @@ _LOOK_SECONDS = 0.1
 _KEPT_ERRORS = 4096
 _SLACK = 1024 * 1024
 """What a run may send beyond its limits before it is taken for broken: names and notes."""
-
-Ending = Literal["completed", "raised", "time", "cpu", "memory", "full", "died"]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A piece of output, whole characters."""
-
-    stream: Literal["stdout", "stderr"]
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class FilePiece:
-    """A piece of a file that was made or changed."""
-
-    path: str
-    offset: int
-    data: bytes
-    last: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """A file is gone."""
-
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Something the model has to know."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """How a run ended."""
-
-    ending: Ending
-    value: str = ""
-    error: str = ""
-
-
-Piece = Text | FilePiece | Removed | Notice | Finished
-
-
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """How much a run may give back."""
-
-    output_bytes: int
-    file_bytes: int
-    file_count: int
 
 
 class Broken(Exception):

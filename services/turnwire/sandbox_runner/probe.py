@@ -8,8 +8,9 @@ import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from turnwire.sandbox_runner.cage import Cage, Finished, Returned
+from turnwire.sandbox_runner.cage import Cage
 from turnwire.sandbox_runner.engines.port import EngineUnusable
+from turnwire.sandbox_runner.pieces import Finished, Returned
 
 if TYPE_CHECKING:
     from turnwire.sandbox_runner.engines.port import Place, Site

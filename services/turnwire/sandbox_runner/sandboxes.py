@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING
 import structlog
 
 from turnwire.errors import NotFound, Overloaded, Unavailable
-from turnwire.sandbox_runner.cage import Broken, Cage, Finished, Returned
+from turnwire.sandbox_runner.cage import Broken, Cage
 from turnwire.sandbox_runner.engines.port import EngineUnusable
+from turnwire.sandbox_runner.pieces import Finished, Returned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from turnwire.runtime.settings import SandboxSettings
-    from turnwire.sandbox_runner.cage import Piece
     from turnwire.sandbox_runner.engines.port import Engine, Site
+    from turnwire.sandbox_runner.pieces import Piece
 
 _log = structlog.get_logger(__name__)
 

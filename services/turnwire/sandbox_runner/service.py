@@ -9,7 +9,7 @@ from turnwire.common.v1 import error_pb2
 from turnwire.errors import InvalidArgument
 from turnwire.runtime.identity import current
 from turnwire.sandbox_runner import validation
-from turnwire.sandbox_runner.cage import FilePiece, Finished, Notice, Removed, Text
+from turnwire.sandbox_runner.pieces import FilePiece, Finished, Notice, Removed, Text
 from turnwire.sandbox_runner.sandboxes import Started
 from turnwire.sandbox_runner.v1 import sandbox_runner_service_pb2 as messages
 from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import SandboxRunnerServiceServicer
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import grpc
 
     from turnwire.runtime.settings import SandboxSettings
-    from turnwire.sandbox_runner.cage import Ending, Piece
+    from turnwire.sandbox_runner.pieces import Ending, Piece
     from turnwire.sandbox_runner.sandboxes import Sandboxes
 
     Context = grpc.aio.ServicerContext[Any, Any]

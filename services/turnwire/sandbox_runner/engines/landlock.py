@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from turnwire.sandbox_runner import uids
 from turnwire.sandbox_runner.engines.port import EngineUnusable, Place, Site
 from turnwire.sandbox_runner.engines.walls import confinement, tasks_of
+from turnwire.sandbox_runner.home import remove
 from turnwire.sandbox_runner.interior import landlock
 from turnwire.sandbox_runner.libraries import for_everybody, names
 
@@ -88,17 +87,9 @@ class Landlock:
             environment["LD_LIBRARY_PATH"] = str(libraries.prefix / "lib")
 
         def release() -> None:
-            _remove(folder)
+            remove(folder)
             if user is not None:
                 user.release()
 
         command = [str(libraries.python), "-I", "-S", "-B", inside, walls]
         return Place(command, environment, release, private_files=False)
-
-
-def _remove(folder: Path) -> None:
-    """Removes a tree that code has made: it may be deep, and its folders shut."""
-    # These two follow no links, and know no deepest level.
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "check": False}
-    for command in (["chmod", "-R", "u+rwX", "--", str(folder)], ["rm", "-rf", "--one-file-system", "--", str(folder)]):
-        subprocess.run(command, **quiet)  # type: ignore[call-overload] - as subprocess takes them
