@@ -128,18 +128,18 @@ async def test_a_runner_that_goes_leaves_no_process(engine: str, number: signal.
 
 
 async def test_the_files_of_a_runner_that_was_killed_go_when_the_next_one_starts():
+    code = "import os\nopen('mine', 'w').write('x')\nos.getcwd()"
     async with running(engine="landlock", warm=0) as living, running(engine="landlock", warm=0) as killed:
-        there, left = await living.open(), await killed.open()
-        places = [
-            Path((await box.run("import os\nos.getcwd()")).finished.value_repr.strip("'")) for box in (there, left)
-        ]
+        there = await living.open()
+        here = Path((await there.run(code)).finished.value_repr.strip("'"))
+        left = Path((await (await killed.open()).run(code)).finished.value_repr.strip("'"))
         killed.process.kill()
         await killed.process.wait()
-        assert places[1].is_dir()
+        assert (left / "mine").is_file()
         async with running(engine="landlock", warm=0):
-            assert [True, False] == [place.is_dir() for place in places]
-            assert not places[1].parents[1].exists()
-        assert "1" == (await there.run("1")).finished.value_repr
+            assert (here / "mine").is_file()
+            assert not left.parents[1].exists()
+        assert "'x'" == (await there.run("open('mine').read()")).finished.value_repr
 
 
 @pytest.mark.parametrize("engine", ENGINES)
