@@ -20,6 +20,7 @@ COMMANDS = {
     "sessions": ("turnwire.cli.sessions:sessions", "List, show, begin, fork, change and delete sessions."),
     "turns": ("turnwire.cli.turns:turns", "List, show, watch, answer, cancel and delete turns."),
     "models": ("turnwire.cli.models:models", "List, register and fetch models."),
+    "banks": ("turnwire.cli.banks:banks", "List, show, make, fill, ask and delete memory banks."),
     "providers": ("turnwire.cli.models:providers", "List the providers and their state."),
     "config": ("turnwire.cli.config:config", "Show, check and describe the settings."),
     "agent": ("turnwire.cli.serve:agent", "Run the agent service."),

@@ -26,6 +26,7 @@ from turnwire.runtime.directory import open_channel
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
+    from turnwire.client.banks import Banks
     from turnwire.common.v1 import generation_pb2
     from turnwire.runtime.settings import TlsSettings
 
@@ -58,6 +59,7 @@ class Client:
         *,
         api_key: str | None = None,
         inference_address: str | None = None,
+        memory_address: str | None = None,
         tls: TlsSettings | None = None,
         call_timeout: float = 15.0,
         keepalive_seconds: float = 30.0,
@@ -69,7 +71,7 @@ class Client:
         `keepalive_seconds` is asked for a sign of life, and given up without one.
         """
         key = api_key or os.environ.get("TURNWIRE_API_KEY", "")
-        addresses = {"agent": address, "inference": inference_address}
+        addresses = {"agent": address, "inference": inference_address, "memory": memory_address}
         opened: dict[str, PreparedChannel] = {}
 
         def prepare(timeout: float | None, metadata: Metadata | None) -> tuple[float | None, Metadata]:
@@ -92,6 +94,13 @@ class Client:
         finally:
             for each in opened.values():
                 await each.close()
+
+    @property
+    def banks(self) -> Banks:
+        """Memory banks: documents, and what fits a question."""
+        from turnwire.client.banks import Banks  # the contract of the memory service is only for who uses banks
+
+        return Banks(self._channels, self._timeout)
 
     # Turns
 

@@ -60,7 +60,8 @@ class RunningMesh:
 
     def client(self, **connecting: Any) -> AbstractAsyncContextManager[Client]:
         """Returns the context of a client of this mesh; arguments are those of `Client.connect`."""
-        here: dict[str, Any] = {"address": self.address("agent"), "inference_address": self.address("inference")}
+        here: dict[str, Any] = {"address": self.address("agent")}
+        here |= {f"{name}_address": self.address(name) for name in ("inference", "memory")}
         return Client.connect(**here | connecting)
 
     def context(self, service: str) -> ServiceContext:
