@@ -104,6 +104,12 @@ def test_phones_are_found_as_their_countries_write_them():
     )
 
 
+def test_phones_in_a_row_are_all_found():
+    numbers = ["415-555-2671", "415-555-2672", "(415) 555-2673", "415-555-2674", "415-555-2675"]
+
+    assert numbers == [place for _, place in found(SCREEN, " ".join(numbers))]
+
+
 @pytest.mark.parametrize(
     "text",
     [

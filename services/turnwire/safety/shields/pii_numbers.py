@@ -31,7 +31,7 @@ _IPV4 = compiled(r"(?:^|[^\pL0-9._-])((?:[0-9]{1,3}\.){3}[0-9]{1,3})(?:$|[^0-9.]
 _IPV6 = compiled(r"(?i)(?:^|[^0-9a-z:.])([0-9a-f]{0,4}(?::[0-9a-f]{0,4}){2,7})(?:$|[^0-9a-z:])")
 # A run of digits with what people write between them; a plan decides what of it is a number.
 _PHONE = compiled(r"(\+?[(]?[0-9]{1,14}[)]?(?:[ ./-]{1,2}[(]?[0-9][)]?)?(?:[ ./-]{0,2}[(]?[0-9]{2,14}[)]?){1,6})")
-_PHONE_DIGITS = range(7, 18)
+_LEAST_PHONE_DIGITS = 7
 _DIGITS = re.compile(rb"[0-9]+")
 
 # Issuer prefixes with the lengths in use (ISO/IEC 7812, as the issuers publish them).
@@ -150,22 +150,46 @@ def _is_iban(text: str) -> bool:
 
 
 def _phones(data: bytes, stop: Stop, regions_at_home: Sequence[str]) -> Iterator[tuple[int, int]]:
-    for start, end in spans(_PHONE, data, stop):
-        if _word_before(data, start) or _word_after(data, end):
+    position = 0
+    while True:
+        stop.check()
+        match = _PHONE.search(data, position)
+        if match is None:
+            return
+        start, position = match.span(1)
+        if _word_before(data, start):
             continue
-        text = _text(data, (start, end))
-        if sum(character.isdigit() for character in text) not in _PHONE_DIGITS:
-            continue
-        for region in [None] if text.startswith("+") else regions_at_home:
-            # Without a `+` the digits have to be written as people of the country write a number.
-            leniency = phonenumbers.Leniency.VALID if region is None else phonenumbers.Leniency.STRICT_GROUPING
-            if region is not None and not re.search("[ ()./-]", text):
-                continue
-            matcher: Any = phonenumbers.PhoneNumberMatcher(text, region, leniency=leniency)
-            if matcher.has_next():
-                found = matcher.next()
-                yield start + found.start, start + found.end
-                break
+        for first, last in _phones_in(_text(data, (start, position)), regions_at_home):
+            if not _word_after(data, start + last):
+                yield start + first, start + last
+                # A run of digits may end within the next number: the search goes on after what was one.
+                position = start + last
+
+
+def _phones_in(text: str, regions_at_home: Sequence[str]) -> list[tuple[int, int]]:
+    """The numbers in a run of digits, by the first plan that knows any; the run is in ASCII."""
+    if sum(character.isdigit() for character in text) < _LEAST_PHONE_DIGITS:
+        return []
+    at_home = regions_at_home if re.search("[ ()./-]", text) else ()
+    for region in [None, *at_home] if "+" in text else at_home:
+        # Without a `+` the digits have to be written as people of the country write a number.
+        leniency = phonenumbers.Leniency.VALID if region is None else phonenumbers.Leniency.STRICT_GROUPING
+        matcher: Any = phonenumbers.PhoneNumberMatcher(text, region, leniency=leniency)
+        found = [(number.start, number.end) for number in matcher]
+        if found:
+            return sorted([*found, *_phones_between(text, found, regions_at_home)])
+    return []
+
+
+def _phones_between(
+    text: str, found: Sequence[tuple[int, int]], regions_at_home: Sequence[str]
+) -> Iterator[tuple[int, int]]:
+    """The numbers before each that was found: in a row of them the library passes over one now and then."""
+    before = 0
+    for start, end in found:
+        for first, last in _phones_in(text[before:start].rstrip(), regions_at_home):
+            yield before + first, before + last
+        before = end
 
 
 def _is_public(text: str) -> bool:
