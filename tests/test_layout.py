@@ -31,7 +31,9 @@ def _name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("path", _sources("services") + _sources("gateway") + _sources("tools") + _sources("bench"), ids=_name)
+@pytest.mark.parametrize(
+    "path", _sources("services") + _sources("gateway") + _sources("tools") + _sources("bench"), ids=_name
+)
 def test_a_module_is_one_noun_of_at_most_500_lines(path: Path):
     assert len(path.read_text().splitlines()) <= 500
 

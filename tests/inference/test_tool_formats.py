@@ -268,4 +268,4 @@ def test_calls_and_results_are_written_as_the_model_would_write_them(
     assert [("add", {"n": 1})] == [
         (name, json.loads(arguments)) for name, arguments, _ in _read(texts[2], form, 1).calls
     ]
-    assert "Result of add: 2" == texts[3]
+    assert "Result of add: 2\n\nNow answer with this result, in words." == texts[3]

@@ -33,10 +33,10 @@ def schema() -> None:
 @_file
 def check(file: Path | None) -> None:
     """Check a settings file, the configurations of its providers included."""
-    from turnwire.inference import providers
+    from turnwire.cli.provider_checks import CHECKS
     from turnwire.runtime.settings import find_settings_file, load_settings
 
-    load_settings(file, checks=(providers.problems,))
+    load_settings(file, checks=CHECKS)
     found = find_settings_file(file)
     click.echo(f"{found} is good" if found is not None else "no file: the defaults hold")
 

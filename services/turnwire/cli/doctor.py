@@ -77,13 +77,13 @@ def _here(
 ) -> Iterator[Finding]:
     """Yields what is found on this machine."""
     from turnwire.cli.checks import engine, machine, state
+    from turnwire.cli.provider_checks import CHECKS
     from turnwire.cli.run_file import resolved_here, running_mesh_of
-    from turnwire.inference import providers
 
     yield machine.python()
-    checks = (providers.problems,)
+
     found, settings = state.settings_file(
-        config_file, lambda: resolved_here(config_file, data_dir, port_offset, checks=checks)
+        config_file, lambda: resolved_here(config_file, data_dir, port_offset, checks=CHECKS)
     )
     yield found
     mesh = report.mesh = running_mesh_of(settings)

@@ -32,9 +32,9 @@ def up(
 
     Exit codes: 0 it ran (with --detach: it is up), 1 it could not start, 2 wrong usage.
     """
-    from turnwire.inference import providers
+    from turnwire.cli.provider_checks import CHECKS
 
-    settings = resolved(config_file, data_dir, port_offset, checks=(providers.problems,))
+    settings = resolved(config_file, data_dir, port_offset, checks=CHECKS)
     arguments = _arguments(config_file, data_dir, port_offset)
     if detach:
         _detached(settings, [*arguments, *(["--all-in-one"] if all_in_one else [])])

@@ -22,6 +22,7 @@ from turnwire.inference.providers.llama_engine import LlamaEngine, default_threa
 from turnwire.inference.registry import built_in
 from turnwire.inference.stopping import StopSequences
 from turnwire.inference.tool_formats import CallReader, call_schema, is_forced, rewritten
+from turnwire.inference.tool_formats.beginning import CallBeginning
 from turnwire.inference.tool_formats.writing import offered
 from turnwire.inference.v1 import inference_service_pb2, model_pb2
 
@@ -123,23 +124,51 @@ class LlamaCppProvider:
     async def chat(
         self, model: model_pb2.Model, request: inference_service_pb2.ChatCompletionRequest
     ) -> AsyncGenerator[Piece, None]:
-        """Streams an answer; calls are read out of its text."""
+        """Streams an answer; calls are read out of its text.
+
+        An answer that turns out to be a call is begun again, held to the schema of one: the prompt is in the engine's
+        cache, and what a small model would have got wrong about the form of the call, it cannot.
+        """
         engine = self._engine(model.provider_model_id)
         tools = offered(request)
-        reader = CallReader(request.tool_prompt_format, frozenset(tool.name for tool in tools))
         asked = self._request(request.sampling_parameters) | {"messages": words.messages(rewritten(request))}
-        if is_forced(request.tool_choice):
+        forced = is_forced(request.tool_choice)
+        if not forced and tools and _takes_json_calls(request):
+            beginning = CallBeginning(frozenset(tool.name for tool in tools))
+            async with aclosing(self._pieces(engine, request, asked, tools, beginning)) as pieces:
+                async for piece in pieces:
+                    yield piece
+            if not beginning.found:
+                return
+            forced = True
+        if forced:
             asked |= words.json_schema(call_schema(tools))
             asked.setdefault("max_tokens", _FORCED_CALL_TOKENS)
         else:
             asked |= words.response_format(request.response_format)
+        async with aclosing(self._pieces(engine, request, asked, tools, None)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def _pieces(
+        self,
+        engine: LlamaEngine,
+        request: inference_service_pb2.ChatCompletionRequest,
+        asked: dict[str, Any],
+        tools: Sequence[generation_pb2.ToolDefinition],
+        beginning: CallBeginning | None,
+    ) -> AsyncGenerator[Piece, None]:
+        """Streams one answer of the engine to its end, or until it turns out to be a call, of which nothing is said."""
+        reader = CallReader(request.tool_prompt_format, frozenset(tool.name for tool in tools))
         stops = StopSequences(request.sampling_parameters.stop_sequences)
         ending = _Ending()
-        form = "tools" if is_forced(request.tool_choice) else "response_format"
+        form = "tools" if "response_format" in asked and tools else "response_format"
         async with aclosing(engine.chat(asked, form=form)) as chunks:
             async for chunk in chunks:
                 for choice in ending.take(chunk):
                     text = stops.feed(choice["delta"].get("content") or "")
+                    if beginning is not None and text and beginning.feed(text):
+                        return
                     for piece in reader.feed(text) if text else ():
                         yield piece
                     reasoning = choice["delta"].get("reasoning_content")
@@ -251,6 +280,12 @@ class LlamaCppProvider:
             return WeightsMissing(entry.model_id, entry.model_id)
         hint = "put the file there, or correct `path` in turnwire.yaml"
         return WeightsMissing(entry.model_id, str(entry.path), hint=hint)
+
+
+def _takes_json_calls(request: inference_service_pb2.ChatCompletionRequest) -> bool:
+    """True when the model writes calls as JSON, and nothing else says what its answer looks like."""
+    formats = (generation_pb2.TOOL_PROMPT_FORMAT_UNSPECIFIED, generation_pb2.TOOL_PROMPT_FORMAT_JSON)
+    return request.tool_prompt_format in formats and not request.HasField("response_format")
 
 
 class _Ending:

@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _FORCED = {generation_pb2.ToolChoice.MODE_REQUIRED, generation_pb2.ToolChoice.MODE_NAMED}
+_NOW_ANSWER = "\n\nNow answer with this result, in words."
 _HOW = {
-    generation_pb2.TOOL_PROMPT_FORMAT_JSON: 'answer only with JSON: {"name": tool, "arguments": {...}}',
+    generation_pb2.TOOL_PROMPT_FORMAT_JSON: 'answer only with JSON: {"name": "TOOL", "arguments": {...}}',
     generation_pb2.TOOL_PROMPT_FORMAT_FUNCTION_TAG: "answer only with: <function=tool>{...}</function>, where {...} is"
     " the JSON of its arguments",
     generation_pb2.TOOL_PROMPT_FORMAT_PYTHON_LIST: "answer only with a Python list of calls: [tool(argument=value)]",
@@ -72,6 +73,9 @@ def rewritten(request: inference_service_pb2.ChatCompletionRequest) -> list[mess
     if not tools:
         return messages
     forced = is_forced(request.tool_choice)
+    if request.messages[-1].role == message_pb2.ROLE_TOOL and not forced:
+        # Without it a small model calls the same tool again and again.
+        messages[-1].parts.add(text=_NOW_ANSWER, provenance=message_pb2.PROVENANCE_SYSTEM)
     # A call that is enforced is held to a JSON schema: the model is not asked for anything else.
     text = _tools_text(tools, generation_pb2.TOOL_PROMPT_FORMAT_JSON if forced else form, forced=forced)
     if messages and messages[0].role == message_pb2.ROLE_SYSTEM:
@@ -96,7 +100,8 @@ def _tools_text(
             arguments = json.dumps(schema.get("properties", {}), separators=(",", ":"))
             lines.append(f"- {tool.name}: {tool.description} Arguments: {arguments}")
     when = "Now call one:" if forced else "When one of them helps, call it:"
-    lines.append(f"{when} {_HOW[form]}")
+    # A small model that reads a placeholder makes up a tool; one that reads a name uses it.
+    lines.append(f"{when} {_HOW[form].replace('TOOL', tools[0].name)}")
     return "\n".join(lines)
 
 

@@ -161,9 +161,19 @@ class ProvidersSettings(_Section):
         ProviderSettings(provider_id="local", provider_type="inline::llama-cpp"),
         ProviderSettings(provider_id="embeddings", provider_type="inline::minilm"),
     ]
-    safety: list[ProviderSettings] = []
-    memory: list[ProviderSettings] = []
-    tool_executor: list[ProviderSettings] = []
+    safety: list[ProviderSettings] = [
+        ProviderSettings(provider_id="prompt-injection", provider_type="inline::prompt-injection"),
+        ProviderSettings(provider_id="secrets", provider_type="inline::secrets"),
+        ProviderSettings(provider_id="pii", provider_type="inline::pii"),
+        ProviderSettings(provider_id="rules", provider_type="inline::rules"),
+    ]
+    memory: list[ProviderSettings] = [
+        ProviderSettings(provider_id="vectors", provider_type="inline::qdrant-edge"),
+        ProviderSettings(provider_id="tables", provider_type="inline::sqlite"),
+    ]
+    tool_executor: list[ProviderSettings] = [
+        ProviderSettings(provider_id="code", provider_type="inline::code-interpreter"),
+    ]
 
     @model_validator(mode="after")
     def _unique(self) -> ProvidersSettings:

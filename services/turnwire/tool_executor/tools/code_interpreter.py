@@ -39,13 +39,15 @@ _REMEMBERED = 4096
 """Of so many sandboxes it is known which files they were given."""
 _SCHEMA = {
     "type": "object",
-    "properties": {"code": {"type": "string", "minLength": 1, "description": "Python code."}},
+    "properties": {
+        "code": {"type": "string", "minLength": 1, "description": "Complete Python code that prints the result."}
+    },
     "required": ["code"],
     "additionalProperties": False,
 }
 _DESCRIPTION = (
-    "Runs Python (numpy, pandas, matplotlib) and returns what it prints and the value of its last expression. "
-    "Variables and files stay for the next call."
+    "Runs Python (numpy, pandas, matplotlib) and returns what it prints and the value of its last expression; "
+    "variables and files stay. Example: import math; print(math.factorial(5))"
 )
 
 
