@@ -100,12 +100,9 @@ async def test_the_sdk_reads_a_whole_answer_with_tools():
         choice = answer.choices[0]
         assert ("tool_calls", None) == (choice.finish_reason, choice.message.content)
         calls: Any = choice.message.tool_calls
-        assert ("get_weather", '{"city": "Köln"}') == (calls[0].function.name, calls[0].function.arguments)
-        messages += [choice.message, {"role": "tool", "tool_call_id": calls[0].id, "content": "sunny"}]
-        dumped = [
-            message if isinstance(message, dict) else message.model_dump(exclude_none=True) for message in messages
-        ]
-        answer = await client.chat.completions.create(model="scripted", messages=dumped, tools=[TOOL])
+        assert ("get_weather", {"city": "Köln"}) == (calls[0].function.name, json.loads(calls[0].function.arguments))
+        messages += [choice.message.model_dump(), {"role": "tool", "tool_call_id": calls[0].id, "content": "sunny"}]
+        answer = await client.chat.completions.create(model="scripted", messages=messages, tools=[TOOL])
         assert ("stop", "It is sunny in Köln.") == (answer.choices[0].finish_reason, answer.choices[0].message.content)
 
 
@@ -316,8 +313,8 @@ async def test_errors_have_openais_shape_and_the_status_its_clients_go_by():
                 await wrong.chat.completions.create(model="scripted", messages=HELLO)
         assert "invalid_api_key" == refused.value.code
         for agents_own in ({"tools": [TOOL]}, {"messages": [*HELLO, {"role": "assistant", "content": "x"}]}):
+            asked: Any = {"model": "agent:assistant", "messages": HELLO, **agents_own}
             with pytest.raises(openai.BadRequestError) as bad:
-                asked: Any = {"model": "agent:assistant", "messages": HELLO, **agents_own}
                 await client.chat.completions.create(**asked)
             assert next(iter(agents_own)) == bad.value.param
         async with edge.http.post(f"{edge.url}/v1/chat/completions", data=b"{}") as response:

@@ -103,8 +103,8 @@ def _message(where: str, message: fields.AnyMessage) -> message_pb2.Message:
             role, provenance = message_pb2.ROLE_USER, _USER
             made = message_pb2.Message(role=role, name=message.name or "")
         case fields.AssistantMessage():
-            for name in ("audio", "function_call", "refusal"):
-                if getattr(message, name) is not None:
+            for name in ("annotations", "audio", "function_call", "refusal"):
+                if getattr(message, name) not in (None, []):
                     raise Refused(f"{where}.{name}", f"{where}.{name} is not supported. Leave it out.")
             provenance = message_pb2.PROVENANCE_MODEL
             made = message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, name=message.name or "")

@@ -100,6 +100,8 @@ class AssistantMessage(_Message, tag="assistant"):
     audio: Any = None
     tool_calls: list[FunctionCall | CustomCall] | None = None
     function_call: Any = None
+    # Only in answers; programs send a whole answer back.
+    annotations: Any = None
 
 
 class ToolMessage(_Message, tag="tool"):
