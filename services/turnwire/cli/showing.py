@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
-from turnwire.common.v1 import error_pb2, message_pb2
+from turnwire.common.v1 import error_pb2, message_pb2, shield_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -85,12 +85,13 @@ class TurnPrinter:
             self._note("the turn goes on; `turnwire turns watch` shows it")
 
     def _step_started(self, event: event_pb2.StepEvent) -> None:
-        self._step_begun = _seconds(event.event_time)
-        self._written.clear()
         self._steps += 1
-        self._calls.clear()
         started = event.step_started
+        # Shields run within the step of a model: its figures go on.
         if started.type == step_pb2.STEP_TYPE_INFERENCE:
+            self._step_begun = _seconds(event.event_time)
+            self._written.clear()
+            self._calls.clear()
             self._note(f"{started.inference.provider_id}/{started.inference.model_id}")
 
     def _delta(self, event: event_pb2.StepEvent) -> None:
@@ -120,8 +121,26 @@ class TurnPrinter:
             self._midline = not text.endswith("\n")
 
     def _step_completed(self, event: event_pb2.StepEvent) -> None:
-        if event.step_completed.WhichOneof("result") != "inference":
-            return
+        match event.step_completed.WhichOneof("result"):
+            case "inference":
+                self._answered(event)
+            case "shield_call":
+                for verdict in event.step_completed.shield_call.verdicts:
+                    self._verdict(verdict)
+            case "memory_retrieval":
+                places = dict.fromkeys(chunk.title for chunk in event.step_completed.memory_retrieval.chunks)
+                self._note(f"looked up: {', '.join(places) or 'nothing that fits'}")
+            case _:
+                pass
+
+    def _verdict(self, verdict: shield_pb2.ShieldVerdict) -> None:
+        if verdict.HasField("failure"):
+            self._note(f"the shield {verdict.shield_id} could not judge: {verdict.failure.message}")
+        elif verdict.level:
+            level = shield_pb2.ViolationLevel.Name(verdict.level).removeprefix("VIOLATION_LEVEL_").lower()
+            self._note(f"the shield {verdict.shield_id} found {', '.join(verdict.categories) or 'something'} ({level})")
+
+    def _answered(self, event: event_pb2.StepEvent) -> None:
         result = event.step_completed.inference
         for call in result.tool_calls:
             status = message_pb2.ToolCallParseStatus.Name(call.parse_status).removeprefix("TOOL_CALL_PARSE_STATUS_")
@@ -157,6 +176,11 @@ class TurnPrinter:
             click.echo(text, nl=not text.endswith("\n"))
         elif not completed.output_step_id:
             click.echo("".join(part.text for part in completed.output.parts))  # a refusal: no step has written it
+        cited = dict.fromkeys(citation.title or citation.document_id for citation in completed.output.citations)
+        if cited:
+            self._note(f"rests on {', '.join(cited)}")
+        for attachment in completed.output.attachments:
+            self._note(f"made {attachment.name} ({attachment.artifact_id})")
         if self._steps > 1:
             self._note(f"{self._steps} steps, {_seconds(event.event_time) - self._turn_begun:.1f} s in all")
         match completed.output.stop_reason:
