@@ -134,9 +134,9 @@ async def running_edge(
     *, services: Sequence[str] = ("inference", "agent"), environ: Mapping[str, str] | None = None, **mesh: Any
 ) -> AsyncGenerator[Edge]:
     """Gives a mesh with a gateway in this process; arguments are those of `running_mesh`."""
-    listen = {"port_offset": free_port_offset([*services, "gateway"])}
+    mesh.setdefault("listen", {"port_offset": free_port_offset([*services, "gateway"])})
     async with (
-        running_mesh("one_process", services=services, **{"listen": listen, **mesh}) as running,
+        running_mesh("one_process", services=services, **mesh) as running,
         gateway_serving(running.settings, environ=environ or {}) as gateway,
         aiohttp.ClientSession() as http,
     ):

@@ -35,8 +35,8 @@ class Frame:
     """One server-sent event."""
 
     def __init__(self, text: str) -> None:
-        fields = [tuple(line.split(": ", 1)) for line in text.split("\n") if not line.startswith(":")]
-        self.fields: dict[str, str] = dict(fields)
+        lines = [line.partition(": ") for line in text.split("\n") if not line.startswith(":")]
+        self.fields = {name: value for name, _, value in lines}
 
     @property
     def event(self) -> event_pb2.StepEvent:
@@ -189,7 +189,7 @@ async def test_a_turn_that_waits_is_followed_only_when_asked():
             turn_id = (await client.run_turn(session.session_id, "weather").result()).turn_id
         events = await events_of(edge, turn_id)
         assert "turn_awaiting_input" == events[-1].WhichOneof("payload")
-        query = {"after": str(events[-1].sequence), "follow_pauses": "true"}
+        query: dict[str, Any] = {"after": str(events[-1].sequence), "follow_pauses": "true"}
         async with reading(edge, turn_id, **query) as (response, frames):
             assert 200 == response.status
             names: list[str] = []

@@ -40,7 +40,9 @@ def drift() -> list[str]:
 
 def format_sources() -> int:
     """Formats Python and protos; returns an exit code."""
-    folders = [name for name in ("services", "gateway", "tests", "tools", "bench", "examples") if (ROOT / name).is_dir()]
+    folders = [
+        name for name in ("services", "gateway", "tests", "tools", "bench", "examples") if (ROOT / name).is_dir()
+    ]
     _run([str(BIN / "buf"), "format", "-w", str(PROTOS)])
     _run([str(BIN / "ruff"), "check", "--fix", "--quiet", "--select", "I", *folders])
     return _run([str(BIN / "ruff"), "format", *folders]).returncode
