@@ -251,3 +251,11 @@ def _name(process: int) -> str:
         return Path(f"/proc/{process}/comm").read_text().strip()
     except OSError:
         return ""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+async def test_what_small_models_forget_to_import_is_there(engine: str):
+    async with running(engine=engine, warm=0) as runner:
+        box = await runner.open()
+        ran = await box.run("math.gcd(12, 18), statistics.mean([1, 2, 6]), datetime.date(2024, 2, 29).isoformat()")
+        assert "(6, 3, '2024-02-29')" == ran.finished.value_repr

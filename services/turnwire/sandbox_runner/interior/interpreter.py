@@ -5,10 +5,15 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import datetime
 import io
+import itertools
 import json
 import linecache
+import math
 import os
+import random
+import statistics
 import sys
 import traceback
 from types import ModuleType, TracebackType
@@ -17,12 +22,15 @@ from typing import Any, NoReturn
 from turnwire.sandbox_runner.interior import figures, frames
 
 _MOST_REPR = 64 * 1024
+_AT_HAND = {module.__name__: module for module in (datetime, itertools, math, random, statistics)}
+"""Modules that code finds imported: small models forget to."""
 
 
 def serve(commands: int, results: int) -> None:
     """Runs what comes, until the pipe ends."""
     own = os.getpid()
     module = ModuleType("__main__")
+    module.__dict__.update(_AT_HAND)
     module.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = module
     builtins.input = _no_input

@@ -47,7 +47,7 @@ _SCHEMA = {
 }
 _DESCRIPTION = (
     "Runs Python (numpy, pandas, matplotlib) and returns what it prints and the value of its last expression; "
-    "variables and files stay. Example: import math; print(math.factorial(5))"
+    "variables and files stay. Example: print(math.factorial(5))"
 )
 
 
