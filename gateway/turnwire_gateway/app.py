@@ -14,6 +14,7 @@ from turnwire_gateway.artifacts import get_artifact, put_artifact
 from turnwire_gateway.guarding import CrossOrigin, LoopbackNames
 from turnwire_gateway.health import Health
 from turnwire_gateway.openai.routes import openai_routes
+from turnwire_gateway.page import page_routes
 from turnwire_gateway.recording import Counting, Recorded
 from turnwire_gateway.rpc import Rpc, is_rpc
 from turnwire_gateway.turn_events import turn_events
@@ -33,6 +34,7 @@ def gateway_app(
     routes = Starlette(
         routes=[
             *Health(draining).routes(),
+            *page_routes(),
             *openai_routes(),
             Route("/v1/turns/{turn_id}/events", turn_events, methods=["GET"]),
             Route("/v1/artifacts", put_artifact, methods=["PUT"]),

@@ -11,7 +11,7 @@ from turnwire.errors import Unauthenticated
 from turnwire.ids import new_id
 from turnwire.runtime.channels import Metadata, PreparedChannel, channel_options
 from turnwire.runtime.directory import open_channel
-from turnwire.runtime.telemetry import next_traceparent, parsed_traceparent
+from turnwire.runtime.trace_context import next_traceparent, parsed_traceparent
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
