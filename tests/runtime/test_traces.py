@@ -23,7 +23,7 @@ from turnwire.common.v1 import message_pb2
 from turnwire.errors import NotFound
 from turnwire.inference.v1 import inference_service_pb2 as messages
 from turnwire.runtime.extras import ExtraMissing, imported
-from turnwire.runtime.telemetry import next_traceparent, parsed_traceparent
+from turnwire.runtime.trace_context import next_traceparent, parsed_traceparent
 from turnwire.testing.mesh import running_mesh
 
 if TYPE_CHECKING:

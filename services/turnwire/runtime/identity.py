@@ -11,7 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from turnwire.runtime.telemetry import next_traceparent, trace_id
+from turnwire.runtime.trace_context import next_traceparent, trace_id
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -23,7 +23,7 @@ from turnwire.errors import (
 )
 from turnwire.ids import new_id
 from turnwire.runtime.identity import begin_call
-from turnwire.runtime.telemetry import next_traceparent, trace_id
+from turnwire.runtime.trace_context import next_traceparent, trace_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -25,7 +25,7 @@ from opentelemetry.trace import (
 )
 
 from turnwire import __version__
-from turnwire.runtime.telemetry import next_traceparent, parsed_traceparent
+from turnwire.runtime.trace_context import next_traceparent, parsed_traceparent
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context

@@ -28,7 +28,7 @@ from turnwire.errors import (
 from turnwire.fold import TurnFold
 from turnwire.ids import new_id, new_trace_id
 from turnwire.runtime.identity import traceparent
-from turnwire.runtime.telemetry import trace_id
+from turnwire.runtime.trace_context import trace_id
 
 if TYPE_CHECKING:
     from turnwire.agent.agents import Agents
