@@ -52,7 +52,9 @@ def _from_json(method: Method, body: bytes) -> bytes:
         return message.SerializeToString()
     except (json_format.ParseError, ValueError, RecursionError, OverflowError) as error:
         name = method.request.DESCRIPTOR.name
-        told = str(error) if not isinstance(error, RecursionError) else "it nests too deep"
+        # The parser tells of it in an error of its own, or lets it through.
+        deep = isinstance(error, RecursionError) or "recursion" in str(error)
+        told = "it nests too deep" if deep else str(error)
         raise MalformedMessage.restored(
             f"The request is no {name} in JSON: {told}", metadata={"method": method.name}
         ) from None
