@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _LONGEST_LINE = 4 * 1024 * 1024
 _LONGEST_BODY = 64 * 1024 * 1024
-_DRAIN_SECONDS = 0.05
+_DRAIN_SECONDS = 0.25
 """A stream that has said its last word has so long to end; then its connection is not used again."""
 
 
