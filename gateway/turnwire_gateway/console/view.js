@@ -31,7 +31,7 @@ const NAMES = {
   SUB_AGENT: "Agent",
 };
 const STATES = {
-  running: "runs", done: "done", failed: "failed", stopped: "stopped the turn", warned: "found something", left: "left",
+  running: " (runs)", done: "", failed: " (failed)", stopped: " (stopped the turn)", warned: "", left: " (left)",
 };
 
 const plain = (value, prefix) => (value ?? "").replace(prefix, "").toLowerCase().replaceAll("_", " ");
@@ -102,7 +102,7 @@ export class TurnView {
     const changed = drawn.item.dataset.state !== step.state;
     drawn.item.dataset.state = step.state;
     if (changed && step.state === "stopped") drawn.details.open = true;
-    setText(drawn.gist, `${gistOf(step)}${step.state === "done" ? "" : ` (${STATES[step.state]})`}`);
+    setText(drawn.gist, gistOf(step).trimEnd() + STATES[step.state]);
     setText(drawn.time, step.end ? seconds(step.start, step.end) : "");
     this.#drawInside(step, drawn);
   }
@@ -289,6 +289,7 @@ function facts(found) {
 function verdictOf(verdict) {
   return facts({
     shield: verdict.shieldId,
+    "told the user": verdict.userMessage,
     verdict: verdict.level ? plain(verdict.level, "VIOLATION_LEVEL_") : "nothing found",
     found: (verdict.categories ?? []).join(", "),
     replaced: (verdict.redactions ?? []).map((redaction) => `${redaction.category} by ${redaction.replacement}`).join(", "),
@@ -308,7 +309,7 @@ function placeOf(found) {
 
 function callOf(call, withResult) {
   const result = call.result;
-  const state = result ? (result.failure ? "failed" : "") : call.start ? "runs" : "";
+  const state = result ? (result.failure ? "failed" : "") : !call.start ? "" : call.byCaller ? "waits for you" : "runs";
   const time = call.start && call.end ? seconds(call.start, call.end) : state;
   const parts = [make("h3", {}, call.name || "a tool", make("span", { className: "time" }, time))];
   if (call.args.text) parts.push(...argumentsOf(call.args.text));
