@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
@@ -59,6 +60,9 @@ class Recorded:
             self._counting.begun(route)
         try:
             await self._app(scope, receive, sending)
+        except asyncio.CancelledError:
+            # The gateway ends before the answer does. The server closes the connection of an answer that is not whole.
+            _log.warning("request_cut", route=route, request_id=request_id)
         finally:
             seconds = time.monotonic() - begun
             # 499, as nginx and Connect have it: the caller left before there was an answer.

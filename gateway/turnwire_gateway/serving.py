@@ -156,10 +156,21 @@ async def _running(server: _Server, listening: socket.socket) -> AsyncGenerator[
             await task
         yield
     finally:
-        server.should_exit = True
-        server.force_exit = True
-        await task
+        await _end(server, task)
         listening.close()
+
+
+async def _end(server: _Server, serving: asyncio.Task[None]) -> None:
+    """Ends a server at once, and with it what still answers."""
+    server.config.timeout_graceful_shutdown = 0
+    server.should_exit = True
+    await serving
+    # uvicorn cancels them and waits for none.
+    left = set(server.server_state.tasks)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left)
 
 
 def _config(app: ASGIApp, concurrency: int, tls: TlsSettings | None) -> uvicorn.Config:
