@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -25,6 +25,8 @@ FLAGS = [
     "--disable-sync",
 ]
 ROOT = Path(__file__).resolve().parents[2]
+# Playwright's own five seconds are short where the services and Chromium share two cores.
+expect.set_options(timeout=20_000)
 SCREENSHOTS = Path(os.environ.get("TURNWIRE_SCREENSHOTS", ROOT / ".turnwire" / "screenshots"))
 """Where pictures of the console are kept, to be looked at."""
 
