@@ -99,11 +99,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path):
     names = set(zipfile.ZipFile(wheel).namelist())
     info = f"turnwire-{turnwire.__version__}.dist-info"
 
-    assert {"turnwire", info} == {name.partition("/")[0] for name in names}
+    assert {"turnwire", "turnwire_gateway", info} == {name.partition("/")[0] for name in names}
     assert {"turnwire/py.typed", f"{info}/licenses/LICENSE", f"{info}/entry_points.txt"} <= names
     assert not [name for name in names if name.endswith((".pyc", ".log", ".db", ".yaml", ".onnx", ".gguf"))]
     sources = {str(path.relative_to(SERVICES)) for path in (SERVICES / "turnwire").rglob("*.py*")}
     assert {name for name in sources if "__pycache__" not in name} <= names
+    # What the bank `turnwire-docs` is filled with, and the page of the gateway.
+    assert {"turnwire/project_docs/concepts.md", "turnwire_gateway/console/index.html"} <= names
 
 
 def test_the_wheel_holds_the_stubs_of_every_proto_and_their_types(wheel: Path):
@@ -207,7 +209,7 @@ def test_after_down_nothing_is_left_running(everything: Installed):
     offset = free_port_offset(NAMES)
     assert 0 == everything.run("turnwire", "up", "--detach", "--port-offset", str(offset)).returncode
     children = json.loads(run_file.read_text())["children"]
-    assert 6 == len(children)
+    assert {*NAMES, "gateway"} == set(children)
     everything.run("turnwire", "down")
 
     assert [] == [name for name, pid in children.items() if Path(f"/proc/{pid}").exists()]
