@@ -162,7 +162,8 @@ async def _running(server: _Server, listening: socket.socket) -> AsyncGenerator[
 
 async def _end(server: _Server, serving: asyncio.Task[None]) -> None:
     """Ends a server at once, and with it what still answers."""
-    server.config.timeout_graceful_shutdown = 0
+    # Connections that are idle close by themselves, those that answer never may.
+    server.config.timeout_graceful_shutdown = 0 if server.server_state.tasks else 1
     server.should_exit = True
     await serving
     # uvicorn cancels them and waits for none.
