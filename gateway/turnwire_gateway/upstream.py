@@ -59,6 +59,10 @@ class Caller:
         sent.append(("turnwire-request-id", request_id))
         return cls(tuple(sent), request_id)
 
+    def anonymous(self) -> Caller:
+        """Returns the caller without a credential."""
+        return Caller(tuple((key, value) for key, value in self.metadata if key != "authorization"), self.request_id)
+
 
 class Upstreams:
     """The channels to the services; open as long as the gateway is."""

@@ -93,6 +93,17 @@ async def test_the_sdk_streams_a_chat_with_tools():
         assert usage[-1].total_tokens == usage[-1].prompt_tokens + usage[-1].completion_tokens > 0
 
 
+async def test_a_mesh_without_keys_takes_whatever_key_the_sdk_has():
+    async with sdk() as (client, edge):
+        answer = await client.chat.completions.create(model="scripted", messages=HELLO)
+        assert "Hello, world \U0001f600." == answer.choices[0].message.content
+        assert [model.id async for model in client.models.list()]
+        # Calls of the contract are the services' own to judge.
+        headers = {"authorization": f"Bearer {'x' * 16}"}
+        refused = await edge.connect("turnwire.agent.v1.AgentService/ListAgents", b"{}", "json", headers)
+        assert 16 == refused.status.code
+
+
 async def test_the_sdk_reads_a_whole_answer_with_tools():
     async with open_sdk() as (client, _):
         messages: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "weather?"}]

@@ -64,7 +64,7 @@ async def _chat(request: Request) -> ASGIApp:
         refusal = Refused(None, f"The content type is application/json, not {kind[:100]!r}.")
         return Response(json.dumps(error_object(refusal)).encode(), 415, media_type="application/json")
     upstreams: Upstreams = request.app.state.upstreams
-    caller = Caller.of(request.headers)
+    caller = _caller(request)
     asked = read(await whole_body(request.receive, request.app.state.settings.limits.message_bytes))
     pieces = _pieces(asked, upstreams, caller)
     if not asked.stream:
@@ -75,6 +75,12 @@ async def _chat(request: Request) -> ASGIApp:
         await pieces.aclose()
         raise
     return Streamed(_streamed(asked, first, pieces), _EVENT_STREAM)
+
+
+def _caller(request: Request) -> Caller:
+    """OpenAI's clients always send a key. A mesh without keys takes that for none."""
+    caller = Caller.of(request.headers)
+    return caller if request.app.state.settings.access.api_keys else caller.anonymous()
 
 
 async def _pieces(asked: Asked, upstreams: Upstreams, caller: Caller) -> AsyncGenerator[Piece]:
@@ -142,7 +148,7 @@ async def _streamed(asked: Asked, first: Piece, pieces: AsyncGenerator[Piece]) -
 async def _listed(request: Request) -> list[dict[str, Any]]:
     upstreams: Upstreams = request.app.state.upstreams
     try:
-        return await answered(request.receive, listed(upstreams, Caller.of(request.headers)))
+        return await answered(request.receive, listed(upstreams, _caller(request)))
     except grpc.RpcError as error:
         raise typed_from(error, service="inference", address=upstreams.address("inference")) from None
 
