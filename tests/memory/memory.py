@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +17,7 @@ from turnwire.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
 from turnwire.testing.mesh import running_mesh
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
     from tests.memory.conftest import WordVectors
@@ -124,6 +126,14 @@ def value(document_id: str, key: str, value_json: str, **fields: Any) -> documen
     return document_pb2.Document(
         document_id=document_id, key_value=document_pb2.KeyValue(key=key, value_json=value_json), **fields
     )
+
+
+async def until(holds: Callable[[], Awaitable[bool]], *, seconds: float = 25.0) -> None:
+    """Asks again and again until it holds; fails when that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not await holds():
+        assert time.monotonic() < deadline, f"it did not come to hold within {seconds} s"
+        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

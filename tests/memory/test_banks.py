@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.memory.memory import EDGE, FILE, INSERTED, calling, running_memory, text, value
+from tests.contract.calling import dump
+from tests.memory.memory import EDGE, FILE, INSERTED, calling, running_memory, text, until, value
 from turnwire.errors import (
     AlreadyExists,
     IdempotencyConflict,
@@ -15,6 +17,7 @@ from turnwire.errors import (
     NotServed,
     ProviderUnavailable,
 )
+from turnwire.memory.v1 import document_pb2
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,6 +55,29 @@ async def test_a_bank_is_there_after_a_restart_with_what_it_holds(word_vectors: 
         await memory.register("notes", "vector")
         assert [] == await memory.found("cats", "notes")
         assert (0, 0) == ((await memory.get("notes")).documents, (await memory.get("notes")).chunks)
+
+
+async def test_a_deleted_bank_leaves_nothing_on_the_disk(word_vectors: WordVectors, tmp_path: Path):
+    async with running_memory(word_vectors, folder=tmp_path) as memory:
+        for kind in ("vector", "keyword", "keyvalue", "graph"):
+            await memory.register(kind, kind)
+        await memory.ends("vector", text("a", "Cats purr."))
+        await memory.ends("keyword", text("a", "Cats purr.", metadata={"a": "b"}))
+        await memory.ends("keyvalue", value("a", "cats", "true"))
+        graph = document_pb2.GraphFragment(entities=[document_pb2.Entity(entity_id="cat")])
+        graph.relations.add(from_entity_id="cat", to_entity_id="dog", type="fears")
+        await memory.ends("graph", document_pb2.Document(document_id="a", graph=graph))
+        full = dump(tmp_path)
+        for kind in ("vector", "keyword", "keyvalue", "graph"):
+            await memory.unregister(kind)
+        left = dump(tmp_path)
+
+        used = {name for name, rows in full.items() if rows and "schema_version" not in name and "text_" not in name}
+        assert {"memory.sqlite3/documents", "memory.sqlite3/chunks", "memory-file.sqlite3/labels"} <= used
+        assert [] == [name for name in used if left[name]]
+        # The words of a bank have a table of their own.
+        assert [] == [name for name in left if "keyword_" not in name and "/text_" in name and left[name]]
+        assert [] == list((tmp_path / "data" / "memory-vectors").iterdir())
 
 
 async def test_a_request_id_makes_a_repeat_safe(word_vectors: WordVectors):
@@ -193,5 +219,4 @@ async def test_a_bank_whose_provider_is_gone_can_be_listed_and_taken_back(word_v
     async with running_memory(word_vectors, folder=tmp_path) as memory:
         # Its index goes when the provider is back.
         await memory.register("other", "vector")
-        while folder.exists():
-            await memory.list()
+        await until(lambda: asyncio.to_thread(lambda: not folder.exists()))

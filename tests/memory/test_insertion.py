@@ -23,6 +23,7 @@ from tests.memory.memory import (
     calling,
     running_memory,
     text,
+    until,
     value,
 )
 from turnwire.errors import IdempotencyConflict, InvalidArgument, NotFound, ProviderUnavailable, TurnwireError
@@ -262,8 +263,7 @@ async def test_what_a_crash_leaves_between_index_and_store_is_never_seen_and_rem
         (chunk,) = (await memory.query("cats", "notes")).chunks
         assert "Cats purr." == chunk.text
     async with running_memory(word_vectors, folder=tmp_path) as memory:
-        while _hidden(tmp_path):
-            await memory.list()
+        await until(lambda: asyncio.to_thread(lambda: not _hidden(tmp_path)))
         assert ["a"] == await memory.found("cats", "notes")
     # The index itself holds the one version.
     entry = ProviderSettings(
@@ -323,13 +323,14 @@ async def test_the_process_of_the_engine_is_replaced_when_it_dies(word_vectors: 
         (engine,) = [each for each in engines() if each.pid not in earlier]
         engine.send_signal(signal.SIGKILL)
         engine.wait(10)
-        found: list[str] = []
-        while not found:
+
+        async def answers() -> bool:
             try:
-                found = list(await memory.found("cats", "notes"))
+                return ["a"] == await memory.found("cats", "notes")
             except ProviderUnavailable:
-                continue  # a question that came at that moment is refused with a reason that passes
-        assert ["a"] == found
+                return False  # a question that came at that moment is refused with a reason that passes
+
+        await until(answers)
         assert {"b": INSERTED} == await memory.ends("notes", text("b", "Dogs bark."))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.memory.memory import Memory, running_memory, text
+from tests.memory.memory import Memory, running_memory, text, until
 from turnwire import weights
 
 if TYPE_CHECKING:
@@ -61,6 +61,9 @@ async def test_a_question_in_other_words_finds_the_document(memory: Memory):
     ],
 )
 async def test_questions_about_the_project_find_the_right_page(memory: Memory, question: str, document_id: set[str]):
-    while not document_id <= {each.document_id for each in (await memory.documents("turnwire-docs")).documents}:
-        pass
+
+    async def there() -> bool:
+        return document_id <= {each.document_id for each in (await memory.documents("turnwire-docs")).documents}
+
+    await until(there, seconds=90)
     assert document_id & set(await memory.found(question, "turnwire-docs", max_chunks=3))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.memory.memory import FILE, Memory, calling, running_memory, text
+from tests.memory.memory import FILE, Memory, calling, running_memory, text, until
 from turnwire.errors import AlreadyExists, NotFound, ResourceInUse
 from turnwire.memory.project_docs import folder_of
 
@@ -29,8 +29,11 @@ def _write(folder: Path, **pages: str) -> Path:
 
 async def _filled(memory: Memory, *document_ids: str) -> None:
     """Waits until the bank holds these documents and no others."""
-    while set(document_ids) != {each.document_id for each in (await memory.documents(BANK)).documents}:
-        pass
+
+    async def holds() -> bool:
+        return set(document_ids) == {each.document_id for each in (await memory.documents(BANK)).documents}
+
+    await until(holds)
 
 
 @mesh
@@ -121,8 +124,11 @@ async def test_vectors_of_a_model_that_is_gone_are_made_anew(word_vectors: WordV
         "memory": [{"provider_id": "vectors", "provider_type": "inline::qdrant-edge"}],
     }
     async with running_memory(word_vectors, folder=tmp_path, docs_dir=str(pages), providers=providers) as memory:
-        while "others/words" != (await memory.get(BANK)).vector.embedding_model:
-            pass
+
+        async def settled() -> bool:
+            return "others/words" == (await memory.get(BANK)).vector.embedding_model
+
+        await until(settled)
         await _filled(memory, "concepts.md")
         assert ["concepts.md"] == await memory.found("steps", BANK)
 

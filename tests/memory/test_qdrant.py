@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +187,9 @@ async def test_an_index_is_built_in_the_background_and_nothing_is_lost_meanwhile
         folder = tmp_path / "memory-v"
         await provider.put(HOME, _entry("r0", *(f"word{number} thing{number % 7}" for number in range(2000))))
         written, gone = 0, False
+        deadline = time.monotonic() + 40
         while not (folder / "bank_home.2").exists():
+            assert time.monotonic() < deadline
             # Written, and removed, while the copy is being indexed.
             written += 1
             await provider.put(HOME, _entry(f"new{written}", f"fresh{written} piece"))
