@@ -279,6 +279,15 @@ async def test_what_a_crash_leaves_between_index_and_store_is_never_seen_and_rem
     assert 1 == len(hits)
 
 
+async def test_what_an_index_refuses_is_cleared_away_at_once(word_vectors: WordVectors, tmp_path: Path):
+    async with running_memory(word_vectors, FILE, folder=tmp_path) as memory:
+        await memory.register("facts", "keyvalue")
+        await memory.ends("facts", value("a", "key", "1"))
+        assert {"b": FAILED} == await memory.ends("facts", value("b", "key", "2"))
+        assert [] == _hidden(tmp_path)
+        assert ["a"] == await memory.found("key", "facts")
+
+
 def _hidden(folder: Path) -> list[Any]:
     with sqlite3.connect(f"file:{folder}/data/memory.sqlite3?mode=ro", uri=True) as connection:
         return connection.execute("SELECT * FROM hidden").fetchall()

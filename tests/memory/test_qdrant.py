@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import psutil
 import pytest
 import qdrant_edge
 
@@ -20,7 +22,6 @@ from turnwire.runtime.settings import ProviderSettings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
-    from pathlib import Path
 
 HOME, OTHER = Place("bank_home", "vector", 64), Place("bank_other", "vector", 64)
 
@@ -235,8 +236,15 @@ async def test_what_a_crash_left_of_the_building_of_an_index_is_removed(tmp_path
 async def test_more_banks_than_are_held_open_all_answer(tmp_path: Path):
     async with _edge(tmp_path) as provider:
         places = [Place(f"bank_{number}", "vector", 64) for number in range(40)]
+        (engine,) = [each for each in psutil.Process().children() if "turnwire.memory.edge.worker" in each.cmdline()]
+        most = 0
         for place in places:
             await provider.put(place, _entry(place.uid, "cats"))
+            opened = {
+                part for file in engine.memory_maps() for part in Path(file.path).parts if part.startswith("bank_")
+            }
+            most = max(most, len(opened))
+        assert 1 < most <= 33
         for place in places:
             assert [place.uid] == [hit.revision for hit in await provider.search(place, _question("cats"))]
 
