@@ -14,11 +14,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import psutil
 
 from bench.report import percentile
 from turnwire.common.v1 import message_pb2, retrieval_pb2
 from turnwire.memory.banks import PROVIDERS
+from turnwire.memory.embedding import EmbeddingModel
 from turnwire.memory.insertion import Insertion
 from turnwire.memory.preparation import Prepared, Source
 from turnwire.memory.registry import Banks
@@ -41,36 +43,41 @@ _TOPICS = 200
 _CHUNKS = 100
 """Chunks of a document."""
 _QUESTIONS = 400
+_COMPARED = 100
 _TEXT = "Nothing is meant by these words, of which a chunk has about as many as one of the usual length. " * 8
 
 
 class _MadeUp:
-    """Vectors around some hundred topics, as those of texts are, in the place of `Embeddings`."""
+    """Vectors around some hundred topics, as those of texts are, in the place of `Embeddings`: one for each text."""
 
     def __init__(self) -> None:
-        self._random = random.Random(7)
-        self._topics = [self._normal() for _ in range(_TOPICS)]
+        self._topics = [_normal(random.Random(f"topic {number}")) for number in range(_TOPICS)]
 
     async def vectors(
         self, address: str, dimension: int, texts: Sequence[str], done: Callable[[int], None] | None = None
     ) -> list[Sequence[float]]:
-        return [self.one() for _ in texts]
+        return [self.of(text) for text in texts]
 
-    async def model(self, name: str) -> Any:
-        from turnwire.memory.embedding import EmbeddingModel
-
+    async def model(self, name: str) -> EmbeddingModel:
         return EmbeddingModel("made/up", DIMENSION)
 
-    def one(self) -> list[float]:
-        topic = self._topics[self._random.randrange(_TOPICS)]
-        mixed = [0.7 * one + 0.7 * other for one, other in zip(topic, self._normal(), strict=True)]
+    def of(self, text: str) -> list[float]:
+        """Returns the same vector for the same text."""
+        chance = random.Random(text)
+        topic = self._topics[chance.randrange(_TOPICS)]
+        mixed = [0.7 * one + 0.7 * other for one, other in zip(topic, _normal(chance), strict=True)]
         length = math.hypot(*mixed)
         return [value / length for value in mixed]
 
-    def _normal(self) -> list[float]:
-        vector = [self._random.gauss(0, 1) for _ in range(DIMENSION)]
-        length = math.hypot(*vector)
-        return [value / length for value in vector]
+
+def _normal(chance: random.Random) -> list[float]:
+    vector = [chance.gauss(0, 1) for _ in range(DIMENSION)]
+    length = math.hypot(*vector)
+    return [value / length for value in vector]
+
+
+def _text(document_id: str, number: int) -> str:
+    return f"{document_id} {number} {_TEXT}"
 
 
 class _Ready:
@@ -81,9 +88,7 @@ class _Ready:
 
     async def prepared(self, bank: Bank, source: Source) -> Prepared:
         name = source.document.document_id
-        chunks = [
-            retrieval_pb2.RetrievedChunk(text=f"{name} {number} {_TEXT}", tokens=200) for number in range(_CHUNKS)
-        ]
+        chunks = [retrieval_pb2.RetrievedChunk(text=_text(name, number), tokens=200) for number in range(_CHUNKS)]
         message = document_pb2.StoredDocument(document_id=name, chunks=len(chunks), content_sha256=name)
         return Prepared(message, chunks, [chunk.text for chunk in chunks])
 
@@ -135,22 +140,39 @@ async def _measured(size: int, folder: Path, store: SqliteStore, provider: Any) 
     figures["engine_rss_mb"] = round(engine.memory_info().rss / 2**20)
     figures["service_rss_mb"] = round(psutil.Process().memory_info().rss / 2**20)
     figures["disk_mb"] = await asyncio.to_thread(_megabytes, folder)
+    figures["share_of_exact_neighbours"] = await _compared(retrieval, made_up, [each.document_id for each in documents])
     return figures
 
 
 async def _asked(retrieval: Retrieval) -> dict[str, float]:
-    part = message_pb2.ContentPart(text="a question")
-    request = memory_service_pb2.QueryRequest(
-        bank_ids=["many"], messages=[message_pb2.Message(role=message_pb2.ROLE_USER, parts=[part])], max_chunks=10
-    )
     seconds: list[float] = []
-    for _ in range(_QUESTIONS):
+    for number in range(_QUESTIONS):
         begun = time.monotonic()
-        response = await retrieval.query("default", request)
+        response = await retrieval.query("default", _question(number))
         seconds.append(time.monotonic() - begun)
         if len(response.chunks) != 10:
             raise RuntimeError(f"{len(response.chunks)} chunks of 10 were found")
     return {"p50_ms": round(1000 * percentile(seconds, 0.5), 2), "p95_ms": round(1000 * percentile(seconds, 0.95), 2)}
+
+
+async def _compared(retrieval: Retrieval, made_up: _MadeUp, document_ids: Sequence[str]) -> float:
+    """Returns how many of the ten nearest chunks are found, of those that comparing with all finds."""
+    texts = [_text(name, number) for name in document_ids for number in range(_CHUNKS)]
+    everything = np.array([made_up.of(text) for text in texts], dtype=np.float32)
+    shares: list[float] = []
+    for number in range(_COMPARED):
+        request = _question(number)
+        found = {chunk.text for chunk in (await retrieval.query("default", request)).chunks}
+        asked = np.array(made_up.of(request.messages[0].parts[0].text), dtype=np.float32)
+        nearest = np.argsort(-(everything @ asked))[:10]
+        shares.append(len(found & {texts[index] for index in nearest}) / 10)
+    return round(sum(shares) / len(shares), 4)
+
+
+def _question(number: int) -> memory_service_pb2.QueryRequest:
+    part = message_pb2.ContentPart(text=f"question {number}")
+    message = message_pb2.Message(role=message_pb2.ROLE_USER, parts=[part])
+    return memory_service_pb2.QueryRequest(bank_ids=["many"], messages=[message], max_chunks=10)
 
 
 async def _indexed(folder: Path) -> None:
