@@ -193,6 +193,8 @@ async def test_a_turn_is_stopped_and_the_session_goes_on():
 
 async def test_a_page_goes_on_where_it_was_when_its_connection_and_the_agent_service_come_back():
     async with console(agent={"drain_seconds": 0.2}) as edge, browsing() as (_, page):
+        positions: list[int] = []
+        page.on("request", lambda asked: positions.append(int(asked.headers.get("last-event-id", "0"))))
         await _agents(edge)
         await _open(page, edge, "Forecaster")
         await _say(page, "write a novel")
@@ -202,6 +204,7 @@ async def test_a_page_goes_on_where_it_was_when_its_connection_and_the_agent_ser
         await edge.mesh.start("agent")
         await expect(page.get_by_role("status")).to_contain_text("Done in", timeout=40_000)
         assert ("word " * 400).strip() == (await page.locator(".answer").inner_text()).strip()
+        assert max(positions) > 0, "the turn was read again from its start"
 
 
 async def test_the_page_asks_for_a_key_only_where_the_mesh_wants_one():
