@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from google.protobuf import json_format
+from starlette.datastructures import Headers
 
 from tests.gateway.edge import HEAD, Answer, frames, running_edge, web_status
 from turnwire.agent.v1 import agent_service_pb2
 from turnwire.common.v1 import message_pb2
 from turnwire.runtime.access import allowed_roles
 from turnwire_gateway.methods import METHODS
+from turnwire_gateway.upstream import Caller
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -186,6 +188,8 @@ async def test_the_callers_time_is_the_deadline_of_the_call():
     async with running_edge(rules=rules) as edge:
         answer = await edge.connect(name, request, headers={"connect-timeout-ms": "300"})
         assert 4 == answer.status.code
+        answer = await edge.connect(f"{AGENT}/GetAgent", b"", headers={"connect-timeout-ms": "0"})
+        assert 4 == answer.status.code
         answer = await edge.grpc_web(name, request, headers={"grpc-timeout": "300m"})
         assert 4 == answer.status.code
         for headers in ({"connect-timeout-ms": "soon"}, {"connect-protocol-version": "2"}):
@@ -278,3 +282,12 @@ async def test_an_open_mesh_answers_to_names_of_this_machine_only():
     async with running_edge(access={"api_keys": keys, "mesh_secret": "s" * 32}) as edge:
         async with edge.http.get(f"{edge.url}/readyz", headers={"host": "agents.example.org"}) as response:
             assert 200 == response.status
+
+
+def test_of_a_request_only_what_is_the_callers_to_say_goes_along():
+    headers = Headers(
+        {"authorization": "Bearer x", "turnwire-tenant": "red", "turnwire-client": "me", "tracestate": "a=1"}
+    )
+    sent = dict(Caller.of(headers).metadata)
+    assert {"authorization", "traceparent", "tracestate", "turnwire-request-id"} == sent.keys()
+    assert ("Bearer x", "a=1") == (sent["authorization"], sent["tracestate"])

@@ -280,7 +280,7 @@ def _delta(chance: random.Random) -> event_pb2.StepEvent:
     delta.attempt = chance.choice([0, 1, 3])
     delta.part = chance.choice([0, 1, 2, 3, 4, 99])  # pyright: ignore[reportAttributeAccessIssue] - a newer number
     delta.call_id = chance.choice(["", "call_1"])
-    delta.offset = chance.choice([0, 2**53 + 1])
+    delta.offset = chance.choice([0, 1, 17, 2**53 + 1])
     delta.text = chance.choice(["", "Grüße", '"\\\n\r\t\x00\x1f', "\U0001f600\u2028", "</script>"])
     delta.tool_name = chance.choice(["", "get_weather"])
     delta.parse_status = chance.choice([0, 3, 42])  # pyright: ignore[reportAttributeAccessIssue] - a newer number
