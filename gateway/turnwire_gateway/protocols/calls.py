@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from turnwire.errors import TurnwireError, Unimplemented
+from turnwire.errors import DeadlineExceeded, TurnwireError, Unimplemented
 from turnwire.runtime.channels import upstream
 from turnwire_gateway.protocols.codecs import Codec, request_bytes, response_bytes
 from turnwire_gateway.statuses import status_from
@@ -84,6 +84,9 @@ class Call:
                 raise Failed(_cut(self.method)) from None
 
     def _begun(self, sent: bytes) -> Any:
+        if self.seconds == 0:
+            # gRPC may be faster than no time at all.
+            raise DeadlineExceeded(self.method.service, detail="the caller gave it none")
         return self.upstreams.call(self.method, sent, self.caller, self.seconds)
 
     def _failed(self, error: grpc.RpcError) -> Failed:
