@@ -48,13 +48,13 @@ LONGER = ("bars", "soak", "wheel", "sandbox", "browser")
 """The markers of tests that `./dev test` leaves to stages of their own."""
 STAGES = (
     Stage("check", [*_DEV, "check"], 2 * 60),
-    Stage("test", [*_DEV, "test"], 23 * 60),
+    Stage("test", [*_DEV, "test"], 22 * 60),
     Stage("bars", [*_PYTEST, "-m", "bars"], 6 * 60),
     Stage("faults", [*_DEV, "faults", "100"], 8 * 60),
     Stage("soak", [*_PYTEST, "-m", "soak"], 4 * 60),
     Stage("sandbox", [*_PYTEST, "-m", "sandbox"], 4 * 60),
     Stage("wheel", [*_PYTEST, "-m", "wheel"], 4 * 60),
-    Stage("browser", [*_PYTEST, "-m", "browser"], 3 * 60),
+    Stage("browser", [*_PYTEST, "-m", "browser"], 4 * 60),
 )
 """The stages of `./dev ci`. With the set-up (6 min, in `./dev`) their limits are 60 minutes in all."""
 
