@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +207,44 @@ async def test_the_loop_goes_on_while_the_writer_works(path: Path):
         gate.open.set()
         await held
         assert 100 == ticks
+
+
+# What replicas share
+
+
+async def test_a_unit_and_the_store_tell_the_time_by_one_clock(path: Path):
+    async with opened(path) as store:
+        before = await store.now()
+        within = await store.write(lambda tx: tx.now())
+        reading = await store.read(lambda tx: tx.now())
+        after = await store.now()
+    assert [before, within, reading, after] == sorted([before, within, reading, after])
+    assert abs(time.time() - after / 1_000_000) < 60
+
+
+async def test_a_notice_is_heard_after_the_commit_and_never_without_one(path: Path):
+    heard: asyncio.Queue[str] = asyncio.Queue()
+
+    async def tells(tx: Transaction) -> None:
+        await adding(1)(tx)
+        await tx.notify("notes", "there is a note")
+
+    async def fails(tx: Transaction) -> None:
+        await tx.notify("notes", "there is none")
+        raise KeyError("of the unit")
+
+    async with opened(path) as store:
+        end = store.listen("notes", heard.put_nowait)
+        store.listen("others", heard.put_nowait)
+        with pytest.raises(KeyError):
+            await store.write(fails)
+        await store.write(tells)
+        assert "there is a note" == await asyncio.wait_for(heard.get(), 10)
+        assert [1] == await numbers(store)
+        end()
+        await store.write(lambda tx: tx.notify("notes", "nobody listens"))
+        await store.write(lambda tx: tx.notify("others", "the end"))
+        assert "the end" == await asyncio.wait_for(heard.get(), 10)
 
 
 # Schemas

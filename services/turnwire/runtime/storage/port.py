@@ -26,9 +26,21 @@ class Transaction(Protocol):
         """Returns the first row of a query, or None."""
         ...
 
+    async def now(self) -> int:
+        """Returns the time by the clock of the database, in microseconds since 1970: the one that replicas share."""
+        ...
+
+    async def notify(self, topic: str, text: str) -> None:
+        """Tells whoever listens to a topic, once the unit is committed. A hint: it may be lost."""
+        ...
+
 
 Unit = Callable[[Transaction], Awaitable[T]]
 """A unit of work: a coroutine function that awaits nothing but its transaction."""
+
+
+Heard = Callable[[str], None]
+"""What is called with the text of a notice."""
 
 
 class Store(Protocol):
@@ -47,6 +59,18 @@ class Store(Protocol):
 
     async def read(self, unit: Unit[T]) -> T:
         """Runs a unit that only reads, on one state of the database."""
+        ...
+
+    async def now(self) -> int:
+        """Returns the time by the clock of the database, in microseconds since 1970: the one that replicas share."""
+        ...
+
+    def listen(self, topic: str, heard: Heard) -> Callable[[], None]:
+        """Calls `heard` on the loop with each text that a unit of any replica sends to a topic; returns what ends it.
+
+        These are hints: one may be lost, as when the database was away. Whoever needs to know looks again from time
+        to time.
+        """
         ...
 
     async def close(self) -> None:

@@ -13,6 +13,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import lru_cache
@@ -21,12 +22,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import structlog
 
 from turnwire.errors import SchemaUnsupported, StoreUnavailable
+from turnwire.runtime.storage.listeners import Listeners
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Sequence
     from pathlib import Path
 
-    from turnwire.runtime.storage.port import Row, Schema, SqlValue, Unit
+    from turnwire.runtime.storage.port import Heard, Row, Schema, SqlValue, Unit
 
 T = TypeVar("T")
 _log = structlog.get_logger(__name__)
@@ -41,6 +43,8 @@ class SqliteTransaction:
     def __init__(self, connection: sqlite3.Connection) -> None:
         """Works on an open transaction of `connection`."""
         self._connection = connection
+        self.notices: list[tuple[str, str]] = []
+        """What is told once the transaction is committed."""
 
     async def execute(self, sql: str, *args: SqlValue) -> int:
         """Runs a statement; returns the number of rows it changed."""
@@ -54,6 +58,18 @@ class SqliteTransaction:
         """Returns the first row of a query, or None."""
         row: Row | None = self._connection.execute(sql, _bound(args)).fetchone()
         return row
+
+    async def now(self) -> int:
+        """Returns the machine's time in microseconds: the database is in this process."""
+        return _now()
+
+    async def notify(self, topic: str, text: str) -> None:
+        """Tells whoever listens to a topic, once the unit is committed."""
+        self.notices.append((topic, text))
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000
 
 
 @lru_cache(maxsize=64)
@@ -94,6 +110,7 @@ class SqliteStore:
         self._local = threading.local()
         self._readers = ThreadPoolExecutor(max_workers=_READERS, thread_name_prefix=f"{schema.name} reader")
         self._reader_connections: list[sqlite3.Connection] = []
+        self._listeners = Listeners()
         self._writer: threading.Thread | None = None
         self._lock: int | None = None
         self._closed = False
@@ -128,6 +145,14 @@ class SqliteStore:
         if self._closed:
             raise StoreUnavailable(self._schema.name, f"{self.path} is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, unit)
+
+    async def now(self) -> int:
+        """Returns the machine's time in microseconds: the database is in this process."""
+        return _now()
+
+    def listen(self, topic: str, heard: Heard) -> Callable[[], None]:
+        """Calls `heard` with each text that a unit sends to a topic, after its commit."""
+        return self._listeners.add(topic, heard)
 
     async def close(self) -> None:
         """Commits what is queued and closes the database."""
@@ -237,10 +262,11 @@ class SqliteStore:
 
     def _commit_group(self, connection: sqlite3.Connection, jobs: list[_Job]) -> None:
         outcomes: list[tuple[_Job, Any, Exception | None]] = []
+        notices: list[tuple[str, str]] = []
         try:
             connection.execute("BEGIN IMMEDIATE")
             for job in jobs:
-                outcomes.append(self._run_unit(connection, job))
+                outcomes.append(self._run_unit(connection, job, notices))
             connection.execute("COMMIT")
             self.commits += 1
         except sqlite3.Error as error:
@@ -251,13 +277,19 @@ class SqliteStore:
                     connection.execute("ROLLBACK")
             failure = self._unavailable(error)
             outcomes = [(job, None, failure) for job in jobs]
+            notices = []
         for job, result, error in outcomes:
             job.deliver(result, error)
+        for topic, text in notices:
+            jobs[0].call(self._listeners.tell, topic, text)
 
-    def _run_unit(self, connection: sqlite3.Connection, job: _Job) -> tuple[_Job, Any, Exception | None]:
+    def _run_unit(
+        self, connection: sqlite3.Connection, job: _Job, notices: list[tuple[str, str]]
+    ) -> tuple[_Job, Any, Exception | None]:
         connection.execute("SAVEPOINT unit")
+        transaction = SqliteTransaction(connection)
         try:
-            result = _drive(job.unit(SqliteTransaction(connection)))
+            result = _drive(job.unit(transaction))
         except Exception as error:
             if _is_of_the_database(error):
                 # The disk is full or the file is broken: that concerns the whole group.
@@ -266,6 +298,7 @@ class SqliteStore:
             connection.execute("RELEASE unit")
             return job, None, error
         connection.execute("RELEASE unit")
+        notices += transaction.notices
         return job, result, None
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
@@ -294,8 +327,12 @@ class _Job:
         self._loop = loop
 
     def deliver(self, result: Any, error: Exception | None) -> None:
+        self.call(self._settle, result, error)
+
+    def call(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Calls a function on the loop of the caller."""
         try:
-            self._loop.call_soon_threadsafe(self._settle, result, error)
+            self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:
             _log.debug("store_result_unwanted")  # the loop ended while the commit was on its way
 
