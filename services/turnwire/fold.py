@@ -135,8 +135,13 @@ class TurnFold:
     # Turn
 
     def _on_turn_queued(self, event: event_pb2.StepEvent, payload: event_pb2.TurnQueued) -> None:
-        self._turn.status = turn_pb2.TURN_STATUS_QUEUED
-        self._turn.create_time.CopyFrom(event.event_time)
+        turn = self._turn
+        turn.status = turn_pb2.TURN_STATUS_QUEUED
+        turn.session_id = payload.session_id
+        turn.agent_id = payload.agent_id
+        turn.agent_version = payload.agent_version
+        turn.ordinal = payload.ordinal
+        turn.create_time.CopyFrom(event.event_time)
 
     def _on_turn_started(self, event: event_pb2.StepEvent, payload: event_pb2.TurnStarted) -> None:
         turn = self._turn

@@ -12,6 +12,8 @@ _READ_VERBS = ("Get", "List", "Watch", "Export", "Download", "Query", "Count")
 
 _RUNNING = {
     "turnwire.agent.v1.AgentService": _RUN,
+    # The replicas' own; where no access is configured everybody is an admin, they too.
+    "turnwire.agent.v1.TurnOwnerService": _MANAGE,
     "turnwire.inference.v1.InferenceService": _RUN,
     "turnwire.safety.v1.SafetyService": _RUN,
     "turnwire.memory.v1.MemoryService": _RUN,

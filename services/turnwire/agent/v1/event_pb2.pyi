@@ -1091,16 +1091,32 @@ class TurnQueued(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POSITION_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_VERSION_FIELD_NUMBER: _builtins.int
+    ORDINAL_FIELD_NUMBER: _builtins.int
     position: _builtins.int
     """How many turns are before it."""
+    session_id: _builtins.str
+    """The session."""
+    agent_id: _builtins.str
+    """The agent."""
+    agent_version: _builtins.int
+    """The version of the agent."""
+    ordinal: _builtins.int
+    """The turn's place in the session, counted from 1."""
     def __init__(
         self,
         *,
         position: _builtins.int = ...,
+        session_id: _builtins.str = ...,
+        agent_id: _builtins.str = ...,
+        agent_version: _builtins.int = ...,
+        ordinal: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["position", b"position"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "ordinal", b"ordinal", "position", b"position", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1114,19 +1130,25 @@ class TurnRecovered(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     INSTANCE_ID_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
     epoch: _builtins.int
     """The new epoch of ownership."""
     instance_id: _builtins.str
     """The new owner."""
+    released: _builtins.bool
+    """True when the last owner let go of the turn, as a process does that is told to end; false when
+    it was lost.
+    """
     def __init__(
         self,
         *,
         epoch: _builtins.int = ...,
         instance_id: _builtins.str = ...,
+        released: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "instance_id", b"instance_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "instance_id", b"instance_id", "released", b"released"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
