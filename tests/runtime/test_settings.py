@@ -11,9 +11,7 @@ import pytest
 
 from tests.runtime.authority import Authority
 from tests.runtime.serving import ROOT
-from turnwire.errors import StoreUnavailable
 from turnwire.inference import providers
-from turnwire.runtime.context import ServiceContext
 from turnwire.runtime.directory import Directory
 from turnwire.runtime.settings import (
     Settings,
@@ -22,7 +20,6 @@ from turnwire.runtime.settings import (
     load_settings,
     settings_schema,
 )
-from turnwire.runtime.storage import Migration, Schema
 
 EXAMPLES = ROOT / "examples" / "settings"
 SECRET = "hunter2-hunter2-hunter2"
@@ -377,12 +374,3 @@ def test_the_laptop_is_what_holds_without_a_file():
     assert [entry.provider_type for entry in Settings().providers.inference] == [
         entry.provider_type for entry in laptop.providers.inference
     ]
-
-
-async def test_postgresql_is_refused_at_the_start_and_says_why(tmp_path: Path):
-    settings = load_settings(EXAMPLES / "vllm-postgresql.yaml", _environment(tmp_path))
-    context = ServiceContext("agent", settings, tmp_path, "inst_1")
-    schema = Schema("agent", (Migration(1, ("CREATE TABLE t (a BIGINT)",)),))
-    with pytest.raises(StoreUnavailable, match=r"SQLite only: set `store.url` to `sqlite`"):
-        await context.open_store(schema)
-    assert [] == list(tmp_path.glob("*.sqlite3"))

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from turnwire.errors import StoreUnavailable
+from turnwire.runtime.extras import imported
 from turnwire.runtime.storage import SqliteStore
 
 if TYPE_CHECKING:
@@ -42,10 +42,11 @@ class ServiceContext:
         Raises:
             StoreUnavailable: it cannot be opened.
             SchemaUnsupported: a newer version has written it.
+            ExtraMissing: it is PostgreSQL, and the package for that is not installed.
         """
-        url = self.settings.store.url
-        if url != "sqlite":
-            raise StoreUnavailable(
-                self.name, "this version keeps its state in SQLite only: set `store.url` to `sqlite`"
-            )
-        return await SqliteStore.open(self.data_dir / f"{schema.name}.sqlite3", schema)
+        store = self.settings.store
+        if store.url == "sqlite":
+            return await SqliteStore.open(self.data_dir / f"{schema.name}.sqlite3", schema)
+        module = imported("turnwire.runtime.storage.postgres", setting="store.url", extra="postgres")
+        opened: Store = await module.PostgresStore.open(store.url, schema, connections=store.connections)
+        return opened

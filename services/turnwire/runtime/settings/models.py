@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -119,14 +120,23 @@ def _check_pair(certificate: Path, key: Path) -> None:
 class StoreSettings(_Section):
     """Where state is kept."""
 
-    url: str = "sqlite"
-    """`sqlite` (a file a service, in the data directory), or `postgresql://…`."""
+    url: Annotated[str, Field(repr=False)] = "sqlite"
+    """`sqlite` (a file a service, in the data directory), or `postgresql://user:password@host:5432/database`."""
+    connections: Annotated[int, Field(ge=2, le=100)] = 4
+    """So many connections to PostgreSQL a service opens at most, and one more to hear of other replicas."""
 
     @field_validator("url")
     @classmethod
     def _known(cls, value: str) -> str:
         if value != "sqlite" and not value.startswith(("postgresql://", "postgres://")):
             raise ValueError("is `sqlite` or begins with `postgresql://`")
+        try:
+            parts = urlsplit(value)
+            # Several hosts, a comma between them, are tried in turn.
+            _ = parts.hostname if "," in parts.netloc else parts.port
+        except ValueError:
+            # What exactly is wrong may be a part of the password.
+            raise ValueError("is no address: encode what is special in the password, as `%40` for `@`") from None
         return value
 
 

@@ -12,10 +12,17 @@ T = TypeVar("T")
 
 
 class Transaction(Protocol):
-    """Runs statements. Placeholders are `$1` to `$n`, on SQLite and on PostgreSQL."""
+    """Runs statements, the same on SQLite and on PostgreSQL. Placeholders are `$1` to `$n`.
+
+    Texts are compared and ordered by their bytes. Whatever a unit makes of it, a statement that failed fails its unit.
+    """
 
     async def execute(self, sql: str, *args: SqlValue) -> int:
         """Runs a statement; returns the number of rows it changed."""
+        ...
+
+    async def execute_many(self, sql: str, rows: Sequence[Row]) -> None:
+        """Runs a statement for each row of values, in no order that can be told: one message to a distant database."""
         ...
 
     async def fetch(self, sql: str, *args: SqlValue) -> list[Row]:
@@ -31,12 +38,19 @@ class Transaction(Protocol):
         ...
 
     async def notify(self, topic: str, text: str) -> None:
-        """Tells whoever listens to a topic, once the unit is committed. A hint: it may be lost."""
+        """Tells whoever listens to a topic, once the unit is committed. A hint: it may be lost.
+
+        The text is short, as an id is: PostgreSQL takes 8000 bytes.
+        """
         ...
 
 
 Unit = Callable[[Transaction], Awaitable[T]]
-"""A unit of work: a coroutine function that awaits nothing but its transaction."""
+"""A unit of work: a coroutine function that awaits nothing but its transaction.
+
+It changes nothing but the database, and returns what is to be known outside: on PostgreSQL it is run again when a
+replica's transaction has come in between.
+"""
 
 
 Heard = Callable[[str], None]
@@ -49,6 +63,7 @@ class Store(Protocol):
     async def write(self, unit: Unit[T]) -> T:
         """Runs a unit together with others in one transaction; returns after its commit.
 
+        Units of all replicas are as good as run one after the other: what one has read holds until it is committed.
         A unit that raises is rolled back alone, and its error is raised here. The unit of a cancelled caller is
         committed all the same.
 

@@ -45,18 +45,25 @@ class SqliteTransaction:
         self._connection = connection
         self.notices: list[tuple[str, str]] = []
         """What is told once the transaction is committed."""
+        self.failure: sqlite3.Error | None = None
+        """The first error of a statement: it fails the unit, whatever that makes of it, as on PostgreSQL."""
 
     async def execute(self, sql: str, *args: SqlValue) -> int:
         """Runs a statement; returns the number of rows it changed."""
-        return self._connection.execute(sql, _bound(args)).rowcount
+        return self._run(sql, args).rowcount
+
+    async def execute_many(self, sql: str, rows: Sequence[Row]) -> None:
+        """Runs a statement for each row of values."""
+        for row in rows:
+            self._run(sql, row)
 
     async def fetch(self, sql: str, *args: SqlValue) -> list[Row]:
         """Returns the rows of a query."""
-        return self._connection.execute(sql, _bound(args)).fetchall()
+        return self._run(sql, args).fetchall()
 
     async def fetchrow(self, sql: str, *args: SqlValue) -> Row | None:
         """Returns the first row of a query, or None."""
-        row: Row | None = self._connection.execute(sql, _bound(args)).fetchone()
+        row: Row | None = self._run(sql, args).fetchone()
         return row
 
     async def now(self) -> int:
@@ -66,6 +73,13 @@ class SqliteTransaction:
     async def notify(self, topic: str, text: str) -> None:
         """Tells whoever listens to a topic, once the unit is committed."""
         self.notices.append((topic, text))
+
+    def _run(self, sql: str, args: Sequence[SqlValue]) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(sql, _bound(args))
+        except sqlite3.Error as error:
+            self.failure = self.failure or error
+            raise
 
 
 def _now() -> int:
@@ -290,6 +304,8 @@ class SqliteStore:
         transaction = SqliteTransaction(connection)
         try:
             result = _drive(job.unit(transaction))
+            if transaction.failure is not None:
+                raise transaction.failure
         except Exception as error:
             if _is_of_the_database(error):
                 # The disk is full or the file is broken: that concerns the whole group.
