@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 _TABLE = re.compile(r"\s*(CREATE|ALTER)\s+TABLE\b", re.IGNORECASE)
 _TEXT = re.compile(r"\bTEXT\b")
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
+# Rows are asked for, not names: what a connection knows of names may be older than the lock it has just been given.
+_SCHEMA_IS_THERE = "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1"
+_TABLE_IS_THERE = """
+    SELECT count(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = 'schema_version'
+"""
 
 
 async def migrate(server: PostgresServer, schema: Schema) -> list[int]:
@@ -57,9 +63,9 @@ async def present_version(server: PostgresServer) -> int:
 
 
 async def _version(connection: Any, server: PostgresServer) -> int:
-    if await connection.fetchval("SELECT to_regclass($1)::text", f'"{server.schema}".schema_version') is None:
+    if not await connection.fetchval(_TABLE_IS_THERE, server.schema):
         return 0
-    version: int | None = await connection.fetchval("SELECT max(version) FROM schema_version")
+    version: int | None = await connection.fetchval(f'SELECT max(version) FROM "{server.schema}".schema_version')  # noqa: S608 - our own name
     return version or 0
 
 
@@ -78,7 +84,7 @@ async def _apply_next(connection: Any, server: PostgresServer, schema: Schema) -
 
 async def _prepare(connection: Any, server: PostgresServer) -> None:
     # Asked first: who may not create schemas may well have been given this one.
-    if await connection.fetchval("SELECT to_regnamespace($1)::text", f'"{server.schema}"') is None:
+    if not await connection.fetchval(_SCHEMA_IS_THERE, server.schema):
         await connection.execute(f'CREATE SCHEMA "{server.schema}"')
     await connection.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
 

@@ -81,6 +81,8 @@ class PostgresServer:
         if password:
             said = said.replace(password, "***")
         hint = _HINTS.get(str(getattr(error, "sqlstate", "")))
+        if hint is None and isinstance(error, OSError | TimeoutError):
+            hint = "is PostgreSQL running there, and is `store.url` right?"
         return StoreUnavailable(self.service, f"{self.where}: {said}" + (f" ({hint})" if hint else ""))
 
 
