@@ -26,6 +26,8 @@ from turnwire.testing.mesh import free_port_offset
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from turnwire.testing.postgres import Postgres
+
 _SCRIPTED = 'providers: {inference: [{provider_id: scripted, provider_type: "inline::scripted"}]}\n'
 _ROOT = os.geteuid() == 0
 
@@ -111,9 +113,27 @@ def test_a_wrong_configuration_of_a_provider_is_told(folder: Path):
     _problem(_doctor(folder)["settings"], "providers.inference[0].config.ruls", "config schema")
 
 
-def test_a_store_that_this_version_has_not_is_told(folder: Path):
-    (folder / "turnwire.yaml").write_text(_SCRIPTED + "store: {url: 'postgresql://db/turnwire'}\n", encoding="utf-8")
-    _problem(_doctor(folder)["settings"], "SQLite only", "set `store.url` to `sqlite`")
+def _on(url: str, folder: Path) -> dict[str, str]:
+    (folder / "turnwire.yaml").write_text(f"{_SCRIPTED}store: {{url: '{url}'}}\n", encoding="utf-8")
+    return _doctor(folder)["stores"]
+
+
+def test_a_postgresql_that_does_not_answer_is_told_without_its_password(folder: Path):
+    found = _on("postgresql://me:s3cret@127.0.0.1:1/turnwire", folder)
+    _problem(found, "PostgreSQL at 127.0.0.1:1, database turnwire", "store.url")
+    assert "is PostgreSQL running there" in found["said"]
+    assert "s3cret" not in str(found)
+
+
+def test_what_is_in_postgresql_is_told(folder: Path, postgres: str, postgres_server: Postgres):
+    assert "agent not there yet" in _on(postgres, folder)["said"]
+    turnwire("store", "migrate", "inference", cwd=folder)
+    found = _on(postgres, folder)
+    assert "ok" == found["state"]
+    assert "inference 1" in found["said"]
+    database = postgres.partition("?")[0].rpartition("/")[2]
+    postgres_server.psql("INSERT INTO turnwire_inference.schema_version VALUES (99)", database)
+    _problem(_on(postgres, folder), "has schema version 99, and this Turnwire knows up to", "store.url")
 
 
 def test_a_taken_port_is_told_with_who_has_it(folder: Path):

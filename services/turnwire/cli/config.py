@@ -11,6 +11,7 @@ import click
 
 _SECRET_WORDS = ("key", "secret", "password", "token", "authorization")
 _PASSWORD = re.compile(r"(://[^:/@\s]*:)[^@/\s]+@")
+_PASSWORD_ASKED = re.compile(r"([?&](?:password|passfile|sslpassword)=)[^&\s]+")
 
 
 @click.group()
@@ -61,4 +62,4 @@ def _hidden(value: Any, key: str = "") -> Any:
         return value
     if any(word in key.lower() for word in _SECRET_WORDS):
         return "***"
-    return _PASSWORD.sub(r"\1***@", value)
+    return _PASSWORD_ASKED.sub(r"\1***", _PASSWORD.sub(r"\1***@", value))

@@ -12,6 +12,7 @@ DEFECT = 70
 def told(error: Exception) -> tuple[str, int]:
     """Returns an error in words, and the exit code for it."""
     from turnwire.errors import TurnwireError, Unauthenticated, Unavailable
+    from turnwire.runtime.extras import ExtraMissing
     from turnwire.runtime.settings import SettingsError
     from turnwire.weights import WeightsError
 
@@ -22,7 +23,7 @@ def told(error: Exception) -> tuple[str, int]:
             return f"{error.message} {_key()}", FAILED
         case TurnwireError():
             return error.message, FAILED
-        case SettingsError() | WeightsError():
+        case SettingsError() | WeightsError() | ExtraMissing():
             return str(error), FAILED
         case ModuleNotFoundError() if not (error.name or "turnwire").startswith("turnwire"):
             return f"the package {error.name} is not installed: pip install 'turnwire[all]'", FAILED

@@ -22,6 +22,7 @@ COMMANDS = {
     "models": ("turnwire.cli.models:models", "List, register and fetch models."),
     "banks": ("turnwire.cli.banks:banks", "List, show, make, fill, ask and delete memory banks."),
     "providers": ("turnwire.cli.models:providers", "List the providers and their state."),
+    "store": ("turnwire.cli.store:store", "Show the databases of the services, and bring them up to date."),
     "config": ("turnwire.cli.config:config", "Show, check and describe the settings."),
     "agent": ("turnwire.cli.serve:agent", "Run the agent service."),
     "inference": ("turnwire.cli.serve:inference", "Run the inference service."),

@@ -115,6 +115,7 @@ class StoreUnavailable(Unavailable):
 
     def __init__(self, service: str, detail: str) -> None:
         """Tells what the database said."""
+        self.detail = detail
         TurnwireError.__init__(
             self,
             f"The database of the {service} service cannot be used: {detail}. `turnwire doctor` looks for the cause.",

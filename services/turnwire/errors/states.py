@@ -175,7 +175,8 @@ class SchemaUnsupported(FailedPrecondition):
         """Tells both versions and the database."""
         super().__init__(
             f"The database of the {service} service ({where}) has schema version {schema_version}, and this Turnwire "
-            f"knows up to {supported}: run the newer Turnwire again, or give this one another --data-dir.",
+            f"knows up to {supported}: run the newer Turnwire again, or give this one another --data-dir "
+            "or `store.url`.",
             metadata={"service": service, "schema_version": schema_version, "supported": supported},
         )
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import sqlite3
-from contextlib import closing, contextmanager
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from turnwire.cli.checks.finding import Finding
 from turnwire.cli.processes import described
+from turnwire.cli.stores import SCHEMAS, Kept, look, schema_of, version_in
+from turnwire.errors import StoreUnavailable
+from turnwire.runtime.extras import ExtraMissing
 from turnwire.runtime.settings import Settings, SettingsError, find_settings_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
-
-_SCHEMAS = {"agent": "turnwire.agent.store.schema", "inference": "turnwire.inference.store.schema"}
-"""The services that keep something, and where their schemas are."""
 
 
 def settings_file(file: Path | None, load: Callable[[], Settings]) -> tuple[Finding, Settings]:
@@ -29,16 +29,15 @@ def settings_file(file: Path | None, load: Callable[[], Settings]) -> tuple[Find
         return Finding("settings", "problem", str(error), "`turnwire config schema` has all there is"), Settings()
     found = find_settings_file(file)
     where = str(found) if found is not None else "no file: the defaults hold"
-    if settings.store.url != "sqlite":
-        said = f"{where}: store.url: this version keeps its state in SQLite only"
-        return Finding("settings", "problem", said, "set `store.url` to `sqlite`"), settings
     return Finding("settings", "ok", where), settings
 
 
 def stores(settings: Settings, own: frozenset[int]) -> Finding:
     """Checks that the stores can be opened: no process but those of the mesh, `own`, has them, and none is too new."""
+    if settings.store.url != "sqlite":
+        return _in_postgresql(settings)
     told: list[str] = []
-    for service, module in _SCHEMAS.items():
+    for service in SCHEMAS:
         path = settings.data_dir / f"{service}.sqlite3"
         if not path.exists():
             continue
@@ -51,8 +50,7 @@ def stores(settings: Settings, own: frozenset[int]) -> Finding:
                     f"{path} is locked by {by}, and on SQLite a service is one process",
                     "end that process, or give this mesh another `--data-dir`",
                 )
-            schema: Any = import_module(module)
-            finding = _version(service, path, int(schema.SCHEMA.version))
+            finding = _version(service, path)
         if finding is not None:
             return finding
         told.append(service)
@@ -84,13 +82,10 @@ def _holder(path: Path) -> Generator[int | None]:
         os.close(lock)
 
 
-def _version(service: str, path: Path, supported: int) -> Finding | None:
+def _version(service: str, path: Path) -> Finding | None:
     """Returns what keeps this version from using a store; None when nothing does."""
-    # Without its log beside it the file is whole, and nothing has to be written to read it.
-    mode = "mode=ro" if path.with_name(f"{path.name}-wal").exists() else "immutable=1"
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{mode}", uri=True, timeout=2.0)) as connection:
-            row = connection.execute("SELECT max(version) FROM schema_version").fetchone()
+        present = version_in(path)
     except sqlite3.DatabaseError as error:
         return Finding(
             "stores",
@@ -98,12 +93,35 @@ def _version(service: str, path: Path, supported: int) -> Finding | None:
             f"{path} cannot be read: {error}",
             f"put back a copy of it, or move it away: the {service} service then begins with nothing",
         )
-    present = int(row[0] or 0)
-    if present <= supported:
+    return _too_new(Kept(service, str(path), present, schema_of(service).version))
+
+
+def _too_new(kept: Kept) -> Finding | None:
+    if kept.state != "too new":
         return None
     return Finding(
         "stores",
         "problem",
-        f"{path} has schema version {present}, and this Turnwire knows up to {supported}",
-        "run the newer Turnwire again, or give this one another `--data-dir`",
+        f"{kept.where} has schema version {kept.present}, and this Turnwire knows up to {kept.known}",
+        "run the newer Turnwire again, or give this one another `--data-dir` or `store.url`",
     )
+
+
+def _in_postgresql(settings: Settings) -> Finding:
+    try:
+        found = asyncio.run(look(settings))
+    except ExtraMissing as error:
+        return Finding("stores", "problem", str(error), "pip install 'turnwire[postgres]'")
+    except StoreUnavailable as error:
+        return Finding("stores", "problem", error.detail, "see `store.url` in the settings")
+    for kept in found:
+        finding = _too_new(kept)
+        if finding is not None:
+            return finding
+    told = ", ".join(f"{kept.service} {kept.present or 'not there yet'}" for kept in found)
+    said = f"{told}, in {found[0].where.partition(', schema')[0]}"
+    behind = [kept.service for kept in found if kept.state == "to be migrated"]
+    if behind:
+        todo = "`turnwire store migrate` brings them up to date, and so do the services when they start"
+        return Finding("stores", "note", f"{' and '.join(behind)} of an older version: {said}", todo)
+    return Finding("stores", "ok", f"schema versions: {said}")
