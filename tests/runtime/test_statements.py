@@ -6,7 +6,7 @@ what inserts, then the rest, and all of it a second time, with what is there by 
 
 from __future__ import annotations
 
-import collections.abc
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -95,12 +95,14 @@ def _calls(function: Any) -> list[dict[str, Any]]:
     return [full] if bare == full else [full, bare]
 
 
-def _hints(function: Any) -> dict[str, Any]:
-    """Returns the types of the parameters, also those that are imported for the type checker alone."""
-    module = inspect.getmodule(function)
-    names = {name: getattr(collections.abc, name) for name in collections.abc.__all__}
-    names |= {"Transaction": object, "Row": object, **typing.__dict__, **vars(module)}
-    return typing.get_type_hints(function, names, names)
+def _hints(of: Any) -> dict[str, Any]:
+    """Returns the types of the parameters or fields, also those that are imported for the type checker alone."""
+    module = importlib.import_module(of.__module__)
+    names = dict(vars(module))
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            names |= {each.name: getattr(importlib.import_module(node.module), each.name) for each in node.names}
+    return typing.get_type_hints(of, names)
 
 
 def _optional(hint: Any) -> bool:
@@ -126,7 +128,7 @@ def _made(hint: Any, name: str) -> Any:
     if inspect.isclass(hint) and issubclass(hint, Message):
         return _message(hint)
     if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint, {**typing.__dict__, **vars(inspect.getmodule(hint) or typing)})
+        hints = _hints(hint)
         return hint(**{field.name: _made(hints[field.name], field.name) for field in dataclasses.fields(hint)})
     raise TypeError(f"no value is known for {name}: {hint}")
 
