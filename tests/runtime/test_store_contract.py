@@ -244,6 +244,8 @@ async def test_values_come_back_as_they_were(opened: Opened):
         (-(2**63), "", b"", 0.1),
         (2**63 - 1, "größer 😀 'quoted' $1", bytes(range(256)), -1e300),
         (0, "x" * 100_000, None, None),
+        (1, "a\0b\0", b"\0", 0.0),
+        (2, "\U0010ffff\0\U0010ffff0\U0010ffff1", b"", 0.0),
     ]
 
     async def unit(tx: Transaction) -> None:
@@ -256,6 +258,7 @@ async def test_values_come_back_as_they_were(opened: Opened):
         assert sorted(rows, key=lambda row: row[0]) == read
         one = await store.read(lambda tx: tx.fetchrow("SELECT number FROM notes WHERE body = $1", b""))
         assert (-(2**63),) == one
+        assert (1,) == await store.read(lambda tx: tx.fetchrow("SELECT number FROM notes WHERE text = $1", "a\0b\0"))
 
 
 async def test_many_rows_are_one_call(opened: Opened):

