@@ -15,12 +15,14 @@ from bench.targets import Direct, Mesh, Stream, Target
 from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from turnwire.runtime.channels import channel_options
 from turnwire.testing.mesh import running_mesh
+from turnwire.testing.postgres import running_postgres
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping
     from pathlib import Path
 
     from bench.plan import Plan
+    from turnwire.testing.postgres import Postgres
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,10 @@ class Lab:
     """The upstream by itself."""
     database: Path
     """The store of the agent service."""
+    on_postgres: Mesh
+    """A second mesh, which keeps its state in PostgreSQL."""
+    postgres: Postgres
+    postgres_database: str
     processes: Mapping[str, int]
     """All processes but this one."""
 
@@ -41,6 +47,8 @@ class Lab:
 async def lab(plan: Plan) -> AsyncGenerator[Lab]:
     """Gives a lab whose processes are ready; they end when the context is left."""
     async with AsyncExitStack() as stack:
+        postgres = stack.enter_context(running_postgres())
+        url = stack.enter_context(postgres.database())
         base_url, processes = "", dict[str, int]()
         if plan.upstream == "openai":
             server = await stack.enter_async_context(child(plan.upstream_module))
@@ -58,8 +66,13 @@ async def lab(plan: Plan) -> AsyncGenerator[Lab]:
                 telemetry={"log_level": "info"},
             )
         )
+        other = await stack.enter_async_context(
+            running_mesh("processes", providers={"inference": [_provider(plan, base_url)]}, store={"url": url})
+        )
         services = {name: mesh.pid(name) for name in ("agent", "inference")}
+        others = {f"{name} on PostgreSQL": other.pid(name) for name in ("agent", "inference")}
         client = await stack.enter_async_context(mesh.client())
+        other_client = await stack.enter_async_context(other.client())
         label = None if plan.upstream == "openai" else SCRIPTED_LABEL
         relay_stub = await stack.enter_async_context(_stub(f"127.0.0.1:{relay.port}"))
         if plan.upstream == "openai":
@@ -74,7 +87,10 @@ async def lab(plan: Plan) -> AsyncGenerator[Lab]:
             relay=Stream("relay", relay_stub, relays, label),
             direct=direct,
             database=mesh.settings.data_dir / "agent.sqlite3",
-            processes={**processes, **services, **relays},
+            on_postgres=Mesh(other_client, others, label, name="mesh on PostgreSQL"),
+            postgres=postgres,
+            postgres_database=url.partition("?")[0].rpartition("/")[2],
+            processes={**processes, **services, **others, **relays},
         )
 
 

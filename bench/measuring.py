@@ -13,14 +13,15 @@ import structlog
 
 from bench.processes import Memory, cpu_seconds, memory
 from bench.script import Script
-from bench.store import Stored, counted
+from bench.store import Stored, counted, counted_in_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from bench.lab import Lab
     from bench.plan import Plan
-    from bench.targets import Answer, Target
+    from bench.targets import Answer, Mesh, Target
 
 _log = structlog.get_logger("bench")
 _numbers = itertools.count(1)
@@ -58,7 +59,9 @@ class Results:
 
     repetitions: list[Repetition] = field(default_factory=list[Repetition])
     store: dict[int, tuple[int, Stored]] = field(default_factory=dict[int, tuple[int, Stored]])
-    """By turns at once: how many turns, and what they left."""
+    """By turns at once: how many turns, and what they left in SQLite."""
+    postgres: dict[int, tuple[int, Stored]] = field(default_factory=dict[int, tuple[int, Stored]])
+    """The same in PostgreSQL."""
     memory_before: dict[str, Memory] = field(default_factory=dict[str, Memory])
     memory_after: dict[str, Memory] = field(default_factory=dict[str, Memory])
     turns_verified: dict[str, int] = field(default_factory=dict[str, int])
@@ -83,7 +86,7 @@ class _Bench:
     async def measured(self) -> Results:
         lab, plan, results = self._lab, self._plan, self._results
         results.memory_before = self._memory()
-        for target in (lab.direct, lab.relay, lab.mesh):
+        for target in (lab.direct, lab.relay, lab.mesh, lab.on_postgres):
             await self._run(target, _scripts(plan.warm_up_turns, plan.tokens), 4)
         for number in range(plan.repetitions):
             _log.info("repetition", number=number + 1, of=plan.repetitions)
@@ -91,7 +94,11 @@ class _Bench:
             order: list[Target] = [lab.mesh, lab.relay] if number % 2 else [lab.relay, lab.mesh]
             results.repetitions.append(await self._repetition(order))
         for at_once in plan.at_once:
-            results.store[at_once] = await self._stored(at_once)
+            turns = max(plan.store_turns, at_once)
+            in_file = counted(lab.database)
+            results.store[at_once] = turns, await self._stored(lab.mesh, in_file, turns, at_once)
+            in_server = counted_in_postgres(lab.postgres, lab.postgres_database)
+            results.postgres[at_once] = turns, await self._stored(lab.on_postgres, in_server, turns, at_once)
         results.memory_after = self._memory()
         return results
 
@@ -172,13 +179,13 @@ class _Bench:
         verified = self._results.turns_verified
         verified[name] = verified.get(name, 0) + len(answers)
 
-    async def _stored(self, at_once: int) -> tuple[int, Stored]:
-        turns = max(self._plan.store_turns, at_once)
+    async def _stored(self, mesh: Mesh, counting: AbstractContextManager[Stored], turns: int, at_once: int) -> Stored:
         # Made before the count begins: a session is a commit of its own.
-        places = await self._lab.mesh.prepare(turns, self._plan.tokens)
-        with counted(self._lab.database) as stored:
-            await self._run(self._lab.mesh, _scripts(turns, self._plan.tokens), at_once, places)
-        return turns, stored
+        places = await mesh.prepare(turns, self._plan.tokens)
+        with counting as stored:
+            run = await self._run(mesh, _scripts(turns, self._plan.tokens), at_once, places)
+        stored.agent_cpu_seconds = sum(used for name, used in run.cpu_seconds.items() if name.startswith("agent"))
+        return stored
 
     async def _idle(self) -> dict[str, float]:
         before = self._cpu()

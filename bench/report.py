@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from bench.measuring import Repetition, Results, Run
     from bench.plan import Plan
+    from bench.store import Stored
 
 _SERVICES = ("agent", "inference")
 _RELAYS = ("relay", "source")
@@ -150,20 +151,28 @@ def _rate(plan: Plan, results: Results) -> str:
 
 def _store(plan: Plan, results: Results) -> str:
     text = sum(len(f"t100-{number} ") for number in range(1, plan.tokens + 1))
-    rows = [
-        [
-            str(at_once),
-            f"{stored.commits / turns:.2f}",
-            f"{stored.grown_bytes / turns:,.0f}",
-            f"{stored.written_bytes / turns:,.0f}",
-        ]
-        for at_once, (turns, stored) in results.store.items()
-    ]
+    rows: list[list[str]] = []
+    for at_once, (turns, sqlite) in results.store.items():
+        kept = [_kept(stored, turns) for stored in (sqlite, results.postgres[at_once][1])]
+        for name, values in zip(("SQLite", "PostgreSQL"), kept, strict=True):
+            rows.append([str(at_once), name, *(_number(value) for value in values)])
+        ratios = (f"{other / value:.2f}" if value else "" for value, other in zip(*kept, strict=True))
+        rows.append([str(at_once), "ratio", *ratios])
+    header = ["at once", "", "commits", "bytes the database grew", "bytes written to the log"]
     return _section(
-        "Commits and bytes a turn, the agent's SQLite",
-        f"Counted in its write-ahead log, apart from what is timed. The text of an answer is about {text:,} bytes.",
-        _table(["at once", "commits", "bytes the database grew", "bytes written to the log"], rows),
+        "Commits, bytes and CPU a turn, on both stores",
+        "Commits that write, counted in the write-ahead log of each. PostgreSQL's log holds a page whole when it is"
+        " first changed after a checkpoint, and its tables grow by pages of 8 KiB ahead of need. CPU is that of the"
+        " agent, then with that of all processes of the server; the ratios are PostgreSQL to SQLite. The text of an"
+        f" answer is about {text:,} bytes.",
+        _table([*header, "agent, CPU ms", "with the server, CPU ms"], rows),
     )
+
+
+def _kept(stored: Stored, turns: int) -> list[float]:
+    agent = stored.agent_cpu_seconds * 1e3
+    both = agent + stored.database_cpu_seconds * 1e3
+    return [value / turns for value in (stored.commits, stored.grown_bytes, stored.written_bytes, agent, both)]
 
 
 def _memory(results: Results) -> str:

@@ -1,16 +1,20 @@
-"""What the agent's SQLite has committed and stored, read from outside while it works."""
+"""What the store of the agent has committed and kept, on SQLite and on PostgreSQL, read from outside."""
 
 from __future__ import annotations
 
 import sqlite3
 import struct
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from bench.processes import cpu_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
+
+    from turnwire.testing.postgres import Postgres
 
 _HEADER = struct.Struct(">IIIIIIII")
 _FRAME = struct.Struct(">IIII")
@@ -26,6 +30,9 @@ class Stored:
     """What went into the write-ahead log, a page for each changed page of a commit."""
     grown_bytes: int = 0
     """What the database has grown by."""
+    agent_cpu_seconds: float = 0.0
+    database_cpu_seconds: float = 0.0
+    """Of the processes of the server; SQLite works within the agent."""
 
 
 @contextmanager
@@ -50,6 +57,38 @@ def counted(database: Path) -> Generator[Stored]:
         stored.commits = after.commits - seen.commits
         stored.written_bytes = (after.frames - seen.frames) * (_FRAME_BYTES + after.page_bytes)
         stored.grown_bytes = (_pages(reader) - pages) * after.page_bytes
+
+
+@contextmanager
+def counted_in_postgres(server: Postgres, database: str) -> Generator[Stored]:
+    """Gives figures that are there when the context has been left; the server does nothing else meanwhile."""
+    stored = Stored()
+    begin, size, used = _place(server), _size(server, database), _cpu(server)
+    yield stored
+    stored.database_cpu_seconds = _cpu(server) - used
+    end = _place(server)
+    stored.commits = server.committed(begin, end)
+    stored.written_bytes = int(server.psql(f"SELECT pg_wal_lsn_diff('{end}', '{begin}')"))
+    stored.grown_bytes = _size(server, database) - size
+
+
+def _place(server: Postgres) -> str:
+    return server.psql("SELECT pg_current_wal_flush_lsn()")
+
+
+def _size(server: Postgres, database: str) -> int:
+    # The tables and indexes of the service: the catalogue of the database is no part of a turn.
+    own = "relkind = 'r' AND relnamespace = 'turnwire_agent'::regnamespace"
+    sql = f"SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE {own}"
+    return int(server.psql(sql, database))
+
+
+def _cpu(server: Postgres) -> float:
+    used = 0.0
+    for pid in server.pids():
+        with suppress(ProcessLookupError, OSError):  # the one that has just answered is ending
+            used += cpu_seconds(pid)
+    return used
 
 
 def _pages(reader: sqlite3.Connection) -> int:

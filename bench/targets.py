@@ -64,10 +64,9 @@ class Target(Protocol):
 class Mesh:
     """`RunTurn` of the agent service, each turn in a session of its own."""
 
-    name = "mesh"
-
-    def __init__(self, client: Client, processes: Mapping[str, int], label: str | None) -> None:
+    def __init__(self, client: Client, processes: Mapping[str, int], label: str | None, name: str = "mesh") -> None:
         """Runs turns through `client`; `label` is that of every answer, where the upstream knows only one."""
+        self.name = name
         self.processes = processes
         self._client = client
         self._label = label

@@ -59,6 +59,7 @@ async def test_a_quick_bench_verifies_every_turn_of_mesh_and_relay(upstream: str
         direct: QUICK.warm_up_turns + QUICK.first_token_samples,
         "relay": both,
         "mesh": both + counted_turns,
+        "mesh on PostgreSQL": QUICK.warm_up_turns + counted_turns,
     }
     assert expected == found["turns_verified"]
     [repetition] = found["repetitions"]
@@ -73,6 +74,11 @@ async def test_a_quick_bench_verifies_every_turn_of_mesh_and_relay(upstream: str
     # Turns that come one by one commit twice each; the sweep of the agent service may have committed in between.
     assert 2 == round(stored["commits"] / turns)
     assert stored["grown_bytes"] > 0
+    turns, in_server = found["postgres"]["1"]
+    assert 2 == round(in_server["commits"] / turns)
+    assert in_server["written_bytes"] > 0
+    assert in_server["database_cpu_seconds"] > 0
+    assert stored["agent_cpu_seconds"] > 0
     titles = [line for line in output.splitlines() if line.startswith("### ")]
     assert 5 == len(titles)
 
