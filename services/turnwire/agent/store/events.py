@@ -14,14 +14,10 @@ if TYPE_CHECKING:
 
 async def append(tx: Transaction, tenant: str, turn_id: str, events: Iterable[event_pb2.StepEvent]) -> None:
     """Adds events to a turn's log. A number that is taken is an error of the database."""
-    for event in events:
-        await tx.execute(
-            "INSERT INTO events (tenant, turn_id, sequence, body) VALUES ($1, $2, $3, $4)",
-            tenant,
-            turn_id,
-            event.sequence,
-            event.SerializeToString(),
-        )
+    await tx.execute_many(
+        "INSERT INTO events (tenant, turn_id, sequence, body) VALUES ($1, $2, $3, $4)",
+        [(tenant, turn_id, event.sequence, event.SerializeToString()) for event in events],
+    )
 
 
 async def of_turn(tx: Transaction, tenant: str, turn_id: str) -> list[event_pb2.StepEvent]:

@@ -75,13 +75,10 @@ async def show(tx: Transaction, uid: str, stored: Stored, chunks: Sequence[retri
         stored.message.chunks,
         stored.message.SerializeToString(),
     )
-    for ordinal, chunk in enumerate(chunks):
-        await tx.execute(
-            "INSERT INTO chunks (revision, ordinal, body) VALUES ($1, $2, $3)",
-            stored.revision,
-            ordinal,
-            chunk.SerializeToString(),
-        )
+    await tx.execute_many(
+        "INSERT INTO chunks (revision, ordinal, body) VALUES ($1, $2, $3)",
+        [(stored.revision, ordinal, chunk.SerializeToString()) for ordinal, chunk in enumerate(chunks)],
+    )
     await banks.changed(tx, uid)
     return earlier.revision if earlier is not None else None
 
