@@ -174,6 +174,8 @@ class TurnFold:
             answered.add(getattr(given, kind).call_id)
             if kind == "tool_result":
                 self._record_result(given.tool_result, event.event_time)
+            elif kind == "outcome_decision":
+                self._record_decision(given.outcome_decision, event.event_time)
         remaining = [request for request in turn.awaited_input.requests if request.call.call_id not in answered]
         if remaining:
             del turn.awaited_input.requests[:]
@@ -298,6 +300,21 @@ class TurnFold:
             execution = _execution_of(step, result.call_id)
             if execution is not None:
                 execution.result.CopyFrom(result)
+                execution.end_time.CopyFrom(when)
+
+    def _record_decision(self, decision: turn_pb2.OutcomeDecision, when: Timestamp) -> None:
+        for step in self._turn.steps:
+            execution = _execution_of(step, decision.call_id)
+            if execution is None:
+                continue
+            execution.decided = True
+            if decision.choice == turn_pb2.OutcomeDecision.CHOICE_RETRY:
+                again = message_pb2.ToolCall()
+                again.CopyFrom(execution.call)
+                again.call_id, again.retry_of = decision.retry_call_id, decision.call_id
+                step.tool_execution.executions.add(call=again)
+            elif decision.choice == turn_pb2.OutcomeDecision.CHOICE_PROVIDE:
+                execution.result.CopyFrom(decision.result)
                 execution.end_time.CopyFrom(when)
 
     def _on_step_completed(self, event: event_pb2.StepEvent, payload: event_pb2.StepCompleted) -> None:

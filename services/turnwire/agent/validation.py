@@ -10,8 +10,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
 from turnwire.agent.turn.config import MEMORY_SEARCH
-from turnwire.agent.v1 import agent_pb2, agent_service_pb2
-from turnwire.common.v1 import generation_pb2, message_pb2
+from turnwire.agent.v1 import agent_pb2, agent_service_pb2, turn_pb2
+from turnwire.common.v1 import error_pb2, generation_pb2, message_pb2
 from turnwire.errors import Unimplemented
 from turnwire.runtime.validation import Violations
 
@@ -111,6 +111,8 @@ def check_config(config: agent_pb2.AgentConfig, field: str = "config") -> None:
     _check_retrieval(violations, f"{field}.retrieval", config.retrieval)
     if config.shield_failure_policy not in agent_pb2.ShieldFailurePolicy.values():
         violations.add(f"{field}.shield_failure_policy", f"{config.shield_failure_policy} is unknown to this version")
+    if config.unknown_outcome_policy not in agent_pb2.UnknownOutcomePolicy.values():
+        violations.add(f"{field}.unknown_outcome_policy", f"{config.unknown_outcome_policy} is unknown to this version")
     violations.raise_if_any()
     _refuse_unbuilt(config)
 
@@ -261,7 +263,6 @@ def _refuse_unbuilt(config: agent_pb2.AgentConfig) -> None:
     """What the contract has and this version does not do is refused: an ignored approval would be worse than none."""
     unbuilt = {
         "limits.cost_micros": config.limits.HasField("cost_micros"),
-        "unknown_outcome_policy": bool(config.unknown_outcome_policy),
         "tools of the kind agent": any(tool.WhichOneof("tool") == "agent" for tool in config.tools),
         "approval of a tool's calls": any(tool.approval > agent_pb2.APPROVAL_POLICY_NEVER for tool in config.tools),
         "limits of a caller's function": any(
@@ -348,16 +349,28 @@ def check_submit(request: agent_service_pb2.SubmitTurnInputRequest) -> None:
     for index, given in enumerate(request.inputs):
         kind = given.WhichOneof("input")
         if kind is None:
-            violations.add(f"inputs[{index}]", "has no answer: set `tool_result`")
+            violations.add(f"inputs[{index}]", "has no answer: set `tool_result` or `outcome_decision`")
             continue
         call_id = getattr(given, kind).call_id
         check_id(violations, f"inputs[{index}].{kind}.call_id", call_id)
         if call_id in seen:
             violations.add(f"inputs[{index}].{kind}.call_id", f"{call_id[:64]} is answered twice")
         seen.add(call_id)
-        if given.tool_result.attachments:
+        if kind == "outcome_decision":
+            _check_decision(violations, f"inputs[{index}].outcome_decision", given.outcome_decision)
+        if given.tool_result.attachments or given.outcome_decision.result.attachments:
             violations.raise_if_any()
             raise Unimplemented("attachments of tool results")
     if request.ByteSize() > MAX_INPUT_BYTES:
         violations.add("inputs", f"are {request.ByteSize()} bytes; one request takes {MAX_INPUT_BYTES}")
     violations.raise_if_any()
+
+
+def _check_decision(violations: Violations, field: str, decision: turn_pb2.OutcomeDecision) -> None:
+    choices = turn_pb2.OutcomeDecision
+    if decision.choice not in {choices.CHOICE_RETRY, choices.CHOICE_SKIP, choices.CHOICE_PROVIDE}:
+        violations.add(f"{field}.choice", "is CHOICE_RETRY, CHOICE_SKIP or CHOICE_PROVIDE")
+    if decision.HasField("result") != (decision.choice == choices.CHOICE_PROVIDE):
+        violations.add(f"{field}.result", "goes with CHOICE_PROVIDE, which needs it")
+    if decision.result.failure.reason == error_pb2.ERROR_REASON_OUTCOME_UNKNOWN:
+        violations.add(f"{field}.result.failure.reason", "is none that decides: choose CHOICE_SKIP")

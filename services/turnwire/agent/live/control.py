@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from turnwire.agent.log.writer import draft
 from turnwire.agent.store import requests, turns
+from turnwire.agent.turn.inputs import fresh_inputs
 from turnwire.agent.turn.runner import cancelled
 from turnwire.agent.v1 import agent_service_pb2, event_pb2, turn_pb2
-from turnwire.errors import InvalidArgument, NotFound, TurnFinished, TurnNotAwaitingInput
+from turnwire.errors import NotFound
 from turnwire.ids import new_id
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
     from turnwire.agent.live.live_turn import LiveTurn
     from turnwire.agent.live.registry import LiveTurns
-    from turnwire.common.v1 import message_pb2
     from turnwire.runtime.storage import Store, Transaction
 
 
@@ -63,7 +63,7 @@ class TurnControl:
                 # The pause is committed, its runner is about to end.
                 await asyncio.wait([live.task])
             turn = live.log.fold.turn
-            fresh = _fresh_inputs(turn, request.inputs)
+            fresh = fresh_inputs(turn, request.inputs)
             if not fresh:
                 return _submitted(live)
             received = event_pb2.TurnInputReceived(request_id=request.request_id or new_id("req"), inputs=fresh)
@@ -109,51 +109,3 @@ def _submitted(live: LiveTurn) -> agent_service_pb2.SubmitTurnInputResponse:
     return agent_service_pb2.SubmitTurnInputResponse(
         status=turn.status, sequence=sequence, remaining=turn.awaited_input.requests
     )
-
-
-def _call_id(given: turn_pb2.TurnInput) -> str:
-    kind = given.WhichOneof("input")
-    return getattr(given, kind).call_id if kind is not None else ""
-
-
-def _known_results(turn: turn_pb2.Turn) -> dict[str, message_pb2.ToolResult]:
-    return {
-        execution.call.call_id: execution.result
-        for step in turn.steps
-        for execution in step.tool_execution.executions
-        if execution.HasField("result")
-    }
-
-
-def _named(given: turn_pb2.TurnInput, name: str) -> turn_pb2.TurnInput:
-    """An answer as it is kept: with the name of its tool, which the caller need not repeat."""
-    named = turn_pb2.TurnInput()
-    named.CopyFrom(given)
-    named.tool_result.name = name
-    return named
-
-
-def _fresh_inputs(turn: turn_pb2.Turn, inputs: Sequence[turn_pb2.TurnInput]) -> list[turn_pb2.TurnInput]:
-    """Returns the inputs that answer an open question; those given before are left out.
-
-    Raises:
-        TurnFinished: the turn has ended.
-        TurnNotAwaitingInput: an input answers nothing that is open.
-        InvalidArgument: an input is of another kind than what is asked.
-    """
-    known = _known_results(turn)
-    wanted = {request.call.call_id: request for request in turn.awaited_input.requests}
-    fresh: list[turn_pb2.TurnInput] = []
-    for index, given in enumerate(inputs):
-        call_id = _call_id(given)
-        if call_id not in wanted:
-            earlier = known.get(call_id)
-            if earlier is not None and earlier == _named(given, earlier.name).tool_result:
-                continue
-            if turn.HasField("end_time"):
-                raise TurnFinished(turn.turn_id, turn_pb2.TurnStatus.Name(turn.status))
-            raise TurnNotAwaitingInput(turn.turn_id, call_id)
-        if given.WhichOneof("input") != "tool_result":
-            raise InvalidArgument.one(f"inputs[{index}]", f"the call {call_id} waits for a tool_result")
-        fresh.append(_named(given, wanted[call_id].call.name))
-    return fresh

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnwire.agent.turn.config import argument_problem, definition_of
+from turnwire.agent.turn.inputs import is_unknown
 from turnwire.common.v1 import error_pb2, message_pb2
 
 if TYPE_CHECKING:
     from turnwire.agent.turn.config import TurnConfig
+    from turnwire.agent.v1 import step_pb2
 
 
 def refusal(call: message_pb2.ToolCall, config: TurnConfig) -> message_pb2.ToolResult | None:
@@ -41,6 +43,15 @@ def is_callers(call: message_pb2.ToolCall, config: TurnConfig) -> bool:
     """True when the caller of the turn runs the call."""
     tool = config.tool(call.name)
     return tool is not None and tool.WhichOneof("tool") == "function"
+
+
+def in_doubt(step: step_pb2.Step) -> list[step_pb2.ToolExecution]:
+    """Returns the calls of a step whose outcome was lost, and about which nobody has decided."""
+    return [
+        execution
+        for execution in step.tool_execution.executions
+        if is_unknown(execution.result) and not execution.decided and not execution.by_caller
+    ]
 
 
 def failed_result(

@@ -55,6 +55,11 @@ class TurnConfig:
         """What the model is offered, in the order of the agent."""
         return [definition_of(tool) for tool in self.tools.values()]
 
+    @property
+    def asks_about_unknown_outcomes(self) -> bool:
+        """True when a call whose outcome was lost waits for a decision; else the model is told."""
+        return self.config.unknown_outcome_policy != agent_pb2.UNKNOWN_OUTCOME_POLICY_TELL_MODEL
+
     def tool(self, name: str) -> agent_pb2.AgentTool | None:
         """Returns the tool that a model means by a name, or None."""
         return self.tools.get(name) or self.tools.get(_ALIASES.get(name, ""))

@@ -124,7 +124,10 @@ def _start_tools(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -
 
 
 def _execute(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Action:
-    """Calls that cannot run are answered at once, tools of the mesh run, then the caller's functions are asked for."""
+    """Calls that cannot run are answered at once, and tools of the mesh run.
+
+    Then the turn pauses for the caller's functions, and for what is to be done about calls whose outcome was lost.
+    """
     waiting = [execution for execution in step.tool_execution.executions if not execution.HasField("result")]
     refusals = [result for execution in waiting if (result := calls.refusal(execution.call, config)) is not None]
     if refusals:
@@ -136,14 +139,19 @@ def _execute(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Ac
         )
     if any(not calls.is_callers(execution.call, config) for execution in waiting):
         return RunTools(step)
-    if not waiting:
+    doubtful = calls.in_doubt(step) if config.asks_about_unknown_outcomes else []
+    if not waiting and not doubtful:
         completed = event_pb2.StepCompleted(tool_execution=event_pb2.ToolExecutionResult())
         return Record((draft(turn.turn_id, "step_completed", completed, step.step_id),))
-    return Record(tuple(_pause(turn, config, step, waiting)))
+    return Record(tuple(_pause(turn, config, step, waiting, doubtful)))
 
 
 def _pause(
-    turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step, waiting: list[step_pb2.ToolExecution]
+    turn: turn_pb2.Turn,
+    config: TurnConfig,
+    step: step_pb2.Step,
+    waiting: list[step_pb2.ToolExecution],
+    doubtful: list[step_pb2.ToolExecution],
 ) -> list[event_pb2.StepEvent]:
     events = [
         draft(
@@ -156,9 +164,10 @@ def _pause(
         if not execution.HasField("start_time")
     ]
     expire_time = clock.now_microseconds() + int(config.pause_seconds * 1_000_000)
+    asked = [(execution, turn_pb2.INPUT_KIND_TOOL_RESULT) for execution in waiting]
+    asked += [(execution, turn_pb2.INPUT_KIND_OUTCOME_DECISION) for execution in doubtful]
     requests = [
-        turn_pb2.InputRequest(call=execution.call, step_id=step.step_id, kind=turn_pb2.INPUT_KIND_TOOL_RESULT)
-        for execution in waiting
+        turn_pb2.InputRequest(call=execution.call, step_id=step.step_id, kind=kind) for execution, kind in asked
     ]
     awaited = turn_pb2.AwaitedInput(requests=requests, expire_time=clock.timestamp(expire_time))
     events.append(draft(turn.turn_id, "turn_awaiting_input", event_pb2.TurnAwaitingInput(awaited_input=awaited)))

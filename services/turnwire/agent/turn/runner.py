@@ -11,6 +11,7 @@ import structlog
 from turnwire.agent.log.writer import draft
 from turnwire.agent.turn import budget
 from turnwire.agent.turn.actions import Pause, Record, RunInference, RunRetrieval, RunShields, RunTools, Stop
+from turnwire.agent.turn.calls import in_doubt
 from turnwire.agent.turn.next import failed, next_action
 from turnwire.agent.turn.steps import open_steps
 from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
@@ -208,6 +209,12 @@ def cancelled(
             )
             for execution in step.tool_execution.executions
             if not execution.HasField("result")
+        )
+        calls.extend(
+            turn_pb2.CancelledCall(
+                call_id=execution.call.call_id, step_id=step.step_id, outcome=turn_pb2.CancelledCall.OUTCOME_UNKNOWN
+            )
+            for execution in in_doubt(step)
         )
     payload = event_pb2.TurnCancelled(reason=reason, calls=calls, usage=turn.usage)
     return draft(turn.turn_id, "turn_cancelled", payload)

@@ -9,7 +9,7 @@ from turnwire.agent.v1 import step_pb2, turn_pb2
 from turnwire.common.v1 import message_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from turnwire.common.v1 import retrieval_pb2
 
@@ -99,7 +99,7 @@ def _iterations(turn: turn_pb2.Turn, *, with_cut_text: bool) -> Iterable[message
         if answered or step.inference.text or not (step.inference.tool_calls or blocked):
             yield _answer(step, answered)
         for call in answered:
-            yield _result(executions[call.call_id].result)
+            yield _result(call.call_id, _latest(call.call_id, executions))
 
 
 def _answer(step: step_pb2.Step, calls: Sequence[message_pb2.ToolCall]) -> message_pb2.Message:
@@ -110,12 +110,21 @@ def _answer(step: step_pb2.Step, calls: Sequence[message_pb2.ToolCall]) -> messa
     return message
 
 
-def _result(result: message_pb2.ToolResult) -> message_pb2.Message:
+def _latest(call_id: str, executions: Mapping[str, step_pb2.ToolExecution]) -> message_pb2.ToolResult:
+    """Returns what became of a call: the result of the last one that repeats it, where its outcome was lost."""
+    result = executions[call_id].result
+    again = {execution.call.retry_of: execution for execution in executions.values() if execution.call.retry_of}
+    while (execution := again.get(call_id)) is not None and execution.HasField("result"):
+        call_id, result = execution.call.call_id, execution.result
+    return result
+
+
+def _result(call_id: str, result: message_pb2.ToolResult) -> message_pb2.Message:
     text = result.content
     if result.HasField("failure"):
         text = f"{text}\nError: {result.failure.message}" if text else f"Error: {result.failure.message}"
     part = message_pb2.ContentPart(text=text, provenance=message_pb2.PROVENANCE_TOOL_RESULT, source=result.name)
-    return message_pb2.Message(role=message_pb2.ROLE_TOOL, parts=[part], call_id=result.call_id)
+    return message_pb2.Message(role=message_pb2.ROLE_TOOL, parts=[part], call_id=call_id)
 
 
 def check(messages: Sequence[message_pb2.Message]) -> None:

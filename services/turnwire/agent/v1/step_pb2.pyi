@@ -261,7 +261,7 @@ class ToolExecutionStep(_message.Message):
     EXECUTIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolExecution]:
-        """One for each call, in the model's order."""
+        """One for each call, in the model's order; then those that repeat one whose outcome was lost."""
 
     def __init__(
         self,
@@ -288,10 +288,16 @@ class ToolExecution(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     BY_CALLER_FIELD_NUMBER: _builtins.int
+    DECIDED_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """Output that the tool streams while it runs."""
     by_caller: _builtins.bool
     """True when the caller of the turn runs it."""
+    decided: _builtins.bool
+    """True once it was decided what becomes of it, its outcome being lost: it was repeated under
+    another call id (then there is an execution whose call has it as `retry_of`), its result was
+    given, or it stays unknown.
+    """
     @_builtins.property
     def call(self) -> _message_pb2.ToolCall:
         """The call."""
@@ -317,10 +323,11 @@ class ToolExecution(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         output: _builtins.str = ...,
         by_caller: _builtins.bool = ...,
+        decided: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "end_time", b"end_time", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_caller", b"by_caller", "call", b"call", "end_time", b"end_time", "output", b"output", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_caller", b"by_caller", "call", b"call", "decided", b"decided", "end_time", b"end_time", "output", b"output", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -458,10 +458,13 @@ class OutcomeDecision(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    RETRY_CALL_ID_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call."""
     choice: Global___OutcomeDecision.Choice.ValueType
     """The choice."""
+    retry_call_id: _builtins.str
+    """The id of the new call. CHOICE_RETRY only; minted by the agent service, ignored in requests."""
     @_builtins.property
     def result(self) -> _message_pb2.ToolResult:
         """The result. CHOICE_PROVIDE only."""
@@ -472,10 +475,11 @@ class OutcomeDecision(_message.Message):
         call_id: _builtins.str = ...,
         choice: Global___OutcomeDecision.Choice.ValueType = ...,
         result: _message_pb2.ToolResult | None = ...,
+        retry_call_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "choice", b"choice", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "choice", b"choice", "result", b"result", "retry_call_id", b"retry_call_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
