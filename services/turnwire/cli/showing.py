@@ -60,13 +60,13 @@ class TurnPrinter:
                 self._result(event.tool_call_completed.result)
             case "turn_awaiting_input":
                 for request in event.turn_awaiting_input.awaited_input.requests:
-                    self._names[request.call.call_id] = request.call.name
-                    self._note(f"waits for the result of {request.call.name}({request.call.arguments_json})")
-                    self._note(f"  turnwire turns submit {event.turn_id} {request.call.call_id} RESULT --watch")
+                    self._asked(event.turn_id, request)
             case "turn_input_received":
                 for entry in event.turn_input_received.inputs:
                     if entry.HasField("tool_result"):
                         self._result(entry.tool_result)
+                    elif entry.HasField("outcome_decision"):
+                        self._decided(entry.outcome_decision)
             case "turn_recovered":
                 self._note("another process of the agent service goes on with the turn")
             case "turn_completed":
@@ -148,6 +148,27 @@ class TurnPrinter:
             arguments = call.arguments_json or self._calls.get(call.call_id, "")
             self._note(f"calls {call.name}({arguments}){told}")
         self._note(self._figures(result, _seconds(event.event_time)))
+
+    def _asked(self, turn_id: str, request: turn_pb2.InputRequest) -> None:
+        call = request.call
+        self._names[call.call_id] = call.name
+        if request.kind == turn_pb2.INPUT_KIND_OUTCOME_DECISION:
+            self._note(f"nobody knows what became of {call.name}({call.arguments_json}); look, then decide")
+            self._note(f"  turnwire turns resolve {turn_id} {call.call_id} retry|skip|provide --watch")
+        else:
+            self._note(f"waits for the result of {call.name}({call.arguments_json})")
+            self._note(f"  turnwire turns submit {turn_id} {call.call_id} RESULT --watch")
+
+    def _decided(self, decision: turn_pb2.OutcomeDecision) -> None:
+        name = self._names.get(decision.call_id, decision.call_id)
+        match decision.choice:
+            case turn_pb2.OutcomeDecision.CHOICE_RETRY:
+                self._names[decision.retry_call_id] = name
+                self._note(f"{name} is called again")
+            case turn_pb2.OutcomeDecision.CHOICE_PROVIDE:
+                self._result(decision.result)
+            case _:
+                self._note(f"the model is told that the outcome of {name} is not known")
 
     def _result(self, result: message_pb2.ToolResult) -> None:
         said = result.failure.message if result.HasField("failure") else result.content

@@ -12,6 +12,8 @@ from turnwire.cli.printing import all_pages, enum_word, print_document, print_me
 
 if TYPE_CHECKING:
     from turnwire.agent.v1 import step_pb2
+    from turnwire.agent.v1.agent_service_pb2 import SubmitTurnInputResponse
+    from turnwire.client import Client
 
 
 @click.group()
@@ -140,17 +142,54 @@ async def submit(turn_id: str, call_id: str, content: str, watch: bool, as_json:
     Exit codes: 0 taken (with --watch: answered), 1 failed or refused, 3 waits for more, 130 interrupted.
     """
     from turnwire.cli.connecting import connected
-    from turnwire.cli.running import EXIT_INTERRUPTED, Left, run
     from turnwire.common.v1 import message_pb2
 
     async with connected() as client:
         result = message_pb2.ToolResult(call_id=call_id, content=content)
         response = await client.submit_turn_input(turn_id, [result])
-        if watch:
-            try:
-                sys.exit(await run(client, client.watch_turn(turn_id), as_json=as_json, quiet=False))
-            except Left:
-                sys.exit(EXIT_INTERRUPTED)
+        await _taken(client, turn_id, response, watch=watch, as_json=as_json)
+
+
+@turns.command("resolve")
+@click.argument("turn_id")
+@click.argument("call_id")
+@click.argument("choice", type=click.Choice(["retry", "skip", "provide"]))
+@click.argument("content", metavar="[RESULT]", required=False)
+@click.option("--watch", is_flag=True, help="Show how the turn goes on; Ctrl-C then cancels it.")
+@json_option
+@asynchronous
+async def resolve(turn_id: str, call_id: str, choice: str, content: str | None, watch: bool, as_json: bool) -> None:
+    """Decide about a call whose outcome was lost.
+
+    `retry` calls the tool again, under a new call id; `skip` tells the model that the outcome is not known; `provide`
+    gives the RESULT.
+
+    Exit codes: 0 taken (with --watch: answered), 1 failed or refused, 3 waits for more, 130 interrupted.
+    """
+    from turnwire.agent.v1 import turn_pb2
+    from turnwire.cli.connecting import connected
+    from turnwire.common.v1 import message_pb2
+
+    if (content is not None) != (choice == "provide"):
+        raise click.UsageError("a RESULT goes with `provide`, and only with it")
+    result = message_pb2.ToolResult(call_id=call_id, content=content) if content is not None else None
+    async with connected() as client:
+        chosen = turn_pb2.OutcomeDecision.Choice.Value(f"CHOICE_{choice.upper()}")
+        response = await client.resolve_turn_call(turn_id, call_id, chosen, result=result)
+        await _taken(client, turn_id, response, watch=watch, as_json=as_json)
+
+
+async def _taken(
+    client: Client, turn_id: str, response: SubmitTurnInputResponse, *, watch: bool, as_json: bool
+) -> None:
+    """Says that an answer was taken, or shows how the turn goes on with it."""
+    from turnwire.cli.running import EXIT_INTERRUPTED, Left, run
+
+    if watch:
+        try:
+            sys.exit(await run(client, client.watch_turn(turn_id), as_json=as_json, quiet=False))
+        except Left:
+            sys.exit(EXIT_INTERRUPTED)
     if as_json:
         print_message(response)
     else:

@@ -198,6 +198,21 @@ class Client:
         request = agent_service_pb2.SubmitTurnInputRequest(turn_id=turn_id, inputs=inputs, request_id=request_id)
         return await _done(self.agent_stub.SubmitTurnInput(request, timeout=self._timeout))
 
+    async def resolve_turn_call(
+        self,
+        turn_id: str,
+        call_id: str,
+        choice: turn_pb2.OutcomeDecision.Choice.ValueType,
+        *,
+        result: message_pb2.ToolResult | None = None,
+        request_id: str = "",
+    ) -> agent_service_pb2.SubmitTurnInputResponse:
+        """Decides about a call whose outcome was lost; CHOICE_PROVIDE goes with its `result`."""
+        decision = turn_pb2.OutcomeDecision(call_id=call_id, choice=choice, result=result)
+        inputs = [turn_pb2.TurnInput(outcome_decision=decision)]
+        request = agent_service_pb2.SubmitTurnInputRequest(turn_id=turn_id, inputs=inputs, request_id=request_id)
+        return await _done(self.agent_stub.SubmitTurnInput(request, timeout=self._timeout))
+
     async def update_turn(self, turn_id: str, metadata: Mapping[str, str]) -> turn_pb2.Turn:
         """Gives a turn other labels; returns it without its steps."""
         request = agent_service_pb2.UpdateTurnRequest(turn_id=turn_id, metadata=metadata)
