@@ -12,9 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,11 +26,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from turnwire.cli.services import SERVICES
 from turnwire.client import Client
 from turnwire.runtime.hosting import Host, hosting
-from turnwire.runtime.settings import PORTS, Settings
-from turnwire.runtime.settings.models import HEALTH_OFFSET, METRICS_OFFSET
+from turnwire.runtime.settings import Settings
+from turnwire.runtime.settings.models import HEALTH_OFFSET
+from turnwire.testing.ports import free_port_offset
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from turnwire.runtime.context import ServiceContext
 
@@ -188,24 +187,3 @@ async def running_mesh(
             yield mesh
         finally:
             await mesh.close()
-
-
-def free_port_offset(services: Iterable[str]) -> int:
-    """Returns an offset at which all ports of the services are free."""
-    names = list(services)
-    while True:
-        # Above the range from which the kernel gives ports to clients.
-        offset = random.randrange(11_000, 15_000)  # noqa: S311 - no secret
-        ports = [PORTS[name] + offset + extra for name in names for extra in (0, HEALTH_OFFSET, METRICS_OFFSET)]
-        if all(_is_free(port) for port in ports):
-            return offset
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

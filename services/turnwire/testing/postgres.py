@@ -15,7 +15,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from turnwire.testing.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -52,7 +53,7 @@ class Postgres:
     def __init__(self, folder: Path, *, durable: bool = True) -> None:
         """Use `running_postgres`."""
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self._durable = durable
         self._programs = _programs(folder)
         nobody = pwd.getpwnam(_NOBODY) if os.geteuid() == 0 else None
@@ -255,10 +256,3 @@ def _runs(pid: int) -> bool:
 
 def _reachable(place: Path) -> bool:
     return all(each.stat().st_mode & 0o005 == 0o005 for each in (place, *place.parents))
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
