@@ -17,6 +17,7 @@ import pytest
 import structlog
 
 from tests.runtime.serving import ROOT
+from turnwire.cli.stores import SCHEMAS, schema_of
 from turnwire.errors import SchemaUnsupported, StoreUnavailable
 from turnwire.runtime.storage import Migration, Schema
 from turnwire.runtime.storage.postgres import PostgresServer, PostgresStore, migrate, present_version
@@ -140,6 +141,18 @@ async def test_replicas_that_start_at_once_migrate_once(postgres: str):
         await PostgresStore.open(postgres, SCHEMA)
 
 
+async def test_every_text_is_compared_by_its_bytes_whatever_language_the_database_speaks(
+    postgres: str, postgres_server: Postgres
+):
+    for service in SCHEMAS:
+        schema = schema_of(service)
+        await migrate(PostgresServer(postgres, schema.name), schema)
+    text = "SELECT count(*) FROM information_schema.columns WHERE data_type = 'text' AND table_schema LIKE 'turnwire%'"
+    by_bytes = f"{text} AND collation_name = 'C'"
+    counted = [int(postgres_server.psql(sql, _database(postgres))) for sql in (text, by_bytes)]
+    assert counted[0] == counted[1] > 50
+
+
 async def test_a_user_who_may_not_create_schemas_uses_the_one_that_was_made(postgres: str, postgres_server: Postgres):
     user = f"plain_{_database(postgres)}"
     postgres_server.psql(f"CREATE USER {user}")
@@ -169,6 +182,25 @@ async def test_the_clock_is_the_servers(postgres: str, monkeypatch: pytest.Monke
         monkeypatch.setattr(time, "time_ns", lambda: 0)
         assert 0 <= await store.now() - before < 60_000_000
         assert 0 <= await store.write(lambda tx: tx.now()) - before < 60_000_000
+
+
+async def test_a_reader_whose_caller_leaves_keeps_its_connection(postgres: str):
+    entered = asyncio.Event()
+
+    async def asks(tx: Transaction) -> Any:
+        entered.set()
+        return await tx.fetchrow("SELECT pg_backend_pid() FROM pg_sleep(0.05)")
+
+    async with opened(postgres, connections=2) as store:
+        before = await store.read(asks)
+        for _ in range(3):
+            entered.clear()
+            reading = asyncio.create_task(store.read(asks))
+            await entered.wait()
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await reading
+        assert before == await store.read(asks)
 
 
 # The server goes away and comes back

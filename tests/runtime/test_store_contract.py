@@ -226,7 +226,9 @@ async def test_a_read_that_ends_early_or_in_an_error_leaves_the_store_as_it_was(
                 await reading
             with pytest.raises(KeyError):
                 await store.read(fails)
-        assert [1] == await numbers(store)
+        # A state that a reader has left open would be all that later ones see.
+        await store.write(adding(2))
+        assert [[1, 2]] * 9 == await asyncio.gather(*(numbers(store) for _ in range(9)))
 
 
 async def test_a_read_cannot_write(opened: Opened):
