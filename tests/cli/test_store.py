@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cli.command import turnwire
+from tests.cli.command import SOURCE, turnwire
 from turnwire.cli.stores import SCHEMAS, schema_of
 
 if TYPE_CHECKING:
@@ -104,3 +105,13 @@ def test_the_settings_are_shown_without_the_password(url: str, tmp_path: Path):
     shown = turnwire("config", "show", cwd=tmp_path, env={"TURNWIRE_STORE_URL": url})
     assert "s3cret" not in shown.out
     assert "***" in json.loads(shown.out)["store"]["url"]
+
+
+def test_a_package_that_is_missing_is_named(tmp_path: Path):
+    absent = "raise ModuleNotFoundError(\"No module named 'asyncpg'\", name='asyncpg')\n"
+    (tmp_path / "asyncpg.py").write_text(absent, encoding="utf-8")
+    given = {"TURNWIRE_STORE_URL": "postgresql://db/turnwire", "PYTHONPATH": f"{tmp_path}{os.pathsep}{SOURCE}"}
+    for words in (("store", "status"), ("safety", "--port-offset", "14600")):
+        ended = turnwire(*words, cwd=tmp_path, env=given)
+        assert 1 == ended.code
+        assert "`store.url` needs the package asyncpg: install `turnwire[postgres]`" in ended.err
