@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
 
 HOSTS = {
-    "agent": ("agent.v1.agent_service", "access.v1.access_service"),
+    "agent": ("agent.v1.agent_service", "agent.v1.turn_owner_service", "access.v1.access_service"),
     "inference": ("inference.v1.inference_service", "inference.v1.model_service"),
     "safety": ("safety.v1.safety_service", "safety.v1.shield_service"),
     "memory": ("memory.v1.memory_service", "memory.v1.memory_bank_service"),

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING
 
 from turnwire.access.v1.access_service_pb2_grpc import add_AccessServiceServicer_to_server
 from turnwire.agent.access import AccessServicer
 from turnwire.agent.agents import Agents
 from turnwire.agent.live.acceptance import Acceptance
+from turnwire.agent.live.address import own_address
 from turnwire.agent.live.control import TurnControl
+from turnwire.agent.live.following import Following
+from turnwire.agent.live.lease import Lease
 from turnwire.agent.live.named import Named
+from turnwire.agent.live.peers import Peers
 from turnwire.agent.live.registry import LiveTurns
+from turnwire.agent.live.session_queue import SessionQueue
+from turnwire.agent.live.takeover import Beginning, Takeover
 from turnwire.agent.live.upkeep import Upkeep
+from turnwire.agent.owner_service import TurnOwnerServicer
 from turnwire.agent.service import AgentServicer, Nouns
 from turnwire.agent.sessions import Sessions
 from turnwire.agent.store.schema import SCHEMA
@@ -21,6 +28,8 @@ from turnwire.agent.turn.history import History
 from turnwire.agent.turn.workers import Stubs
 from turnwire.agent.turns import Turns
 from turnwire.agent.v1.agent_service_pb2_grpc import add_AgentServiceServicer_to_server
+from turnwire.agent.v1.turn_owner_service_pb2_grpc import add_TurnOwnerServiceServicer_to_server
+from turnwire.errors import StoreUnavailable
 from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 from turnwire.inference.v1.model_service_pb2_grpc import ModelServiceStub
 from turnwire.memory.v1.memory_bank_service_pb2_grpc import MemoryBankServiceStub
@@ -59,36 +68,66 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         banks=named.banks,
         tool_executor=ToolExecutorServiceStub(directory.token_channel("tool_executor")),
     )
-    live = LiveTurns(store, stubs, history, settings, context.instance_id)
+    lease = Lease(
+        store,
+        settings,
+        instance_id=context.instance_id,
+        address=await own_address(context.settings),
+        exclusive=context.settings.store.url == "sqlite",
+    )
+    queue = SessionQueue(settings, lease)
+    live = LiveTurns(store, stubs, history, settings, lease, queue)
+    takeover = Takeover(live)
+    peers = Peers(directory)
+    following = Following(store, live, takeover, peers)
     agents = Agents(store, named, settings.assistant)
-    control = TurnControl(store, live)
+    control = TurnControl(store, live, peers)
     sessions = Sessions(store, agents, control, history, named)
-    upkeep = Upkeep(store, live, sessions, settings)
+    upkeep = Upkeep(store, live, takeover, control, queue, sessions, settings)
+    acceptance = Acceptance(
+        store, agents, named, live, control, ArtifactServiceStub(directory.channel("tool_executor"))
+    )
     nouns = Nouns(
         agents=agents,
         sessions=sessions,
         turns=Turns(store, live, history),
         live=live,
-        acceptance=Acceptance(store, agents, named, live, ArtifactServiceStub(directory.channel("tool_executor"))),
+        acceptance=acceptance,
         control=control,
         heartbeat_seconds=settings.heartbeat_seconds,
     )
     add_AgentServiceServicer_to_server(AgentServicer(nouns), server)
+    add_TurnOwnerServiceServicer_to_server(TurnOwnerServicer(live, control), server)
     add_AccessServiceServicer_to_server(AccessServicer(), server)
+    live.on_watched = following.begin
+    beginning = Beginning(takeover, queue)
+    await lease.take()
     await upkeep.recover()
-    sweeping = asyncio.create_task(upkeep.run(), name="agent upkeep")
-    draining = asyncio.create_task(_drain(context.draining, live, settings.drain_seconds), name="agent drain")
+    tasks = [
+        asyncio.create_task(lease.run(lost=live.lose_all, lit_again=live.show_all), name="agent lease"),
+        asyncio.create_task(upkeep.run(), name="agent upkeep"),
+        asyncio.create_task(_drain(context.draining, live, queue, settings.drain_seconds), name="agent drain"),
+    ]
     try:
         yield
     finally:
-        for task in (sweeping, draining):
+        queue.closed = True
+        for task in tasks[1:]:
             task.cancel()
-        await asyncio.gather(sweeping, draining, return_exceptions=True)
-        await live.close(0)
+        await asyncio.gather(*tasks[1:], return_exceptions=True)
+        await acceptance.close()
+        await beginning.close()
+        await live.close()
+        following.close()
+        tasks[0].cancel()
+        await asyncio.gather(tasks[0], return_exceptions=True)
+        with suppress(StoreUnavailable):
+            await lease.end()
         await store.close()
 
 
-async def _drain(draining: asyncio.Event, live: LiveTurns, grace_seconds: float) -> None:
-    """On SIGTERM turns have a while to finish; then their streams are told to resume elsewhere."""
+async def _drain(draining: asyncio.Event, live: LiveTurns, queue: SessionQueue, grace_seconds: float) -> None:
+    """On SIGTERM turns are let go of; their streams are told to resume elsewhere."""
     await draining.wait()
-    await live.close(grace_seconds)
+    queue.closed = True
+    await live.drain(grace_seconds)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from turnwire.agent import validation
 from turnwire.agent.log.cursor import Cursor
+from turnwire.agent.log.turn_log import LogReplaced
 from turnwire.agent.v1 import agent_service_pb2 as messages
 from turnwire.agent.v1 import turn_pb2
 from turnwire.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
@@ -277,8 +278,23 @@ class AgentServicer(AgentServiceServicer):
     async def _stream(
         self, tenant: str, turn_id: str, after: int, *, follow_pauses: bool
     ) -> AsyncGenerator[event_pb2.StepEvent]:
+        while True:
+            try:
+                async with aclosing(self._shown(tenant, turn_id, after, follow_pauses=follow_pauses)) as events:
+                    async for event in events:
+                        yield event
+                        after = event.sequence
+            except LogReplaced:
+                continue  # another replica has taken the turn over, or this one has: the stream goes on
+            return
+
+    async def _shown(
+        self, tenant: str, turn_id: str, after: int, *, follow_pauses: bool
+    ) -> AsyncGenerator[event_pb2.StepEvent]:
         live = self._nouns.live
         async with live.opened(tenant, turn_id) as turn:
+            if turn.task is None and not turn.log.fold.finished and not live.lease.exclusive:
+                await live.refresh(turn)
             highest = turn.log.last_sequence if turn.log.fold.finished else turn.log.ceiling
             if after > highest:
                 raise SequenceOutOfRange(turn_id, after_sequence=after, last_sequence=turn.log.last_sequence)

@@ -135,19 +135,19 @@ class Sessions:
         return await self._store.write(unit)
 
     async def delete(self, tenant: str, session_id: str, *, force: bool) -> None:
-        """Deletes a session and its turns; with `force` a turn that runs is cancelled first.
+        """Deletes a session and its turns; with `force` its turns that have not ended are cancelled first.
 
         Raises:
-            SessionBusy: a turn runs or awaits input.
+            SessionBusy: a turn runs, awaits input or is queued.
             ResourceInUse: the history of another session refers to it.
         """
-        session = await self.get(tenant, session_id)
-        if session.active_turn_id and not force:
-            raise SessionBusy(session_id=session_id, turn_id=session.active_turn_id)
-        if session.active_turn_id:
-            request = agent_service_pb2.CancelTurnRequest(
-                turn_id=session.active_turn_id, reason="the session is deleted"
-            )
+        await self.get(tenant, session_id)
+        unfinished = await self._store.read(lambda tx: turns.unfinished(tx, tenant, session_id))
+        if unfinished and not force:
+            raise SessionBusy(session_id=session_id, turn_id=unfinished[0].turn_id)
+        # The last one first: none of them begins while those before it end.
+        for row in reversed(unfinished):
+            request = agent_service_pb2.CancelTurnRequest(turn_id=row.turn_id, reason="the session is deleted")
             await self._control.cancel(tenant, request)
         await self.erase(tenant, session_id)
 
@@ -161,9 +161,9 @@ class Sessions:
             await self._named.remove_bank(session.bank_id)
 
         async def unit(tx: Transaction) -> list[str]:
-            active = await turns.active(tx, tenant, session_id)
-            if active is not None:
-                raise SessionBusy(session_id=session_id, turn_id=active)
+            unfinished = await turns.unfinished(tx, tenant, session_id)
+            if unfinished:
+                raise SessionBusy(session_id=session_id, turn_id=unfinished[0].turn_id)
             forks = await sessions.forks_of(tx, tenant, session_id)
             if forks:
                 raise ResourceInUse("session", session_id, used_by=f"its fork {forks[0].session_id}")

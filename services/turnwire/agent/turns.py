@@ -35,6 +35,8 @@ class Turns:
             NotFound: there is no such turn.
         """
         live = self._live.get(tenant, turn_id)
+        if live is not None and (live.task is None or live.log.dark):
+            live = None  # what counts is in the store
 
         async def unit(tx: Transaction) -> tuple[turns.TurnRow, turn_pb2.Turn] | None:
             row = await turns.get(tx, tenant, turn_id)

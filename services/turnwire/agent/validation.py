@@ -298,8 +298,6 @@ def check_run_turn(request: agent_service_pb2.RunTurnRequest) -> None:
         if path not in agent_pb2.AgentConfig.DESCRIPTOR.fields_by_name:
             violations.add("overrides.mask", f"{path[:100]!r} is no field of AgentConfig")
     violations.raise_if_any()
-    if request.busy_policy > agent_service_pb2.BUSY_POLICY_REJECT:
-        raise Unimplemented(f"busy_policy {agent_service_pb2.BusyPolicy.Name(request.busy_policy)}")
 
 
 def _check_message(violations: Violations, field: str, message: message_pb2.Message) -> None:

@@ -55,18 +55,24 @@ class Directory:
         """Returns the channel for streams of tokens: a stopped reader soon holds up its writer."""
         return self._opened(service, small_windows=True)
 
+    def peer_channel(self, service: str, address: str) -> grpc.aio.Channel:
+        """Returns the channel to one replica of a service, whose certificate is that of the service."""
+        return self._opened(service, small_windows=False, address=address)
+
     async def close(self) -> None:
         """Closes all channels."""
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()
 
-    def _opened(self, service: str, *, small_windows: bool) -> grpc.aio.Channel:
-        key = (service, small_windows)
+    def _opened(self, service: str, *, small_windows: bool, address: str = "") -> grpc.aio.Channel:
+        key = (address or service, small_windows)
         channel = self._channels.get(key)
         if channel is None:
             options = channel_options(small_windows=small_windows)
-            plain = open_channel(self.address(service), self._settings.tls, options)
+            if address:
+                options.append(("grpc.ssl_target_name_override", _host(self.address(service))))
+            plain = open_channel(address or self.address(service), self._settings.tls, options)
             channel = self._channels[key] = PreparedChannel(
                 plain, lambda timeout, metadata: self._prepared(service, timeout, metadata), self._tracer
             )
@@ -92,6 +98,11 @@ class Directory:
         if traceparent() and "traceparent" not in keys:
             sent.append(("traceparent", traceparent()))
         return timeout, tuple(sent)
+
+
+def _host(address: str) -> str:
+    """Returns the name in an address as `dns:///agent:50051`."""
+    return address.rpartition("/")[2].rpartition(":")[0].strip("[]")
 
 
 def open_channel(address: str, tls: TlsSettings, options: list[tuple[str, object]]) -> grpc.aio.Channel:

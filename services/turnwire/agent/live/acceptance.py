@@ -8,30 +8,39 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
+
 from turnwire.agent.live.attachments import keep_large
 from turnwire.agent.live.live_turn import LiveTurn
+from turnwire.agent.live.session_queue import MAX_QUEUED
 from turnwire.agent.log.turn_log import TurnLog
-from turnwire.agent.log.writer import CEILING_STEP, draft
-from turnwire.agent.store import clock, events, requests, sessions, turns
+from turnwire.agent.log.writer import CEILING_STEP, FORMAT, draft
+from turnwire.agent.store import clock, events, inbox, requests, sessions, turns
+from turnwire.agent.store.inbox import CANCEL, Entry
 from turnwire.agent.store.turns import TurnRow
 from turnwire.agent.turn.config import overridden
 from turnwire.agent.turn.runner import plan
 from turnwire.agent.v1 import agent_service_pb2, event_pb2, turn_pb2
 from turnwire.agent.validation import check_config
 from turnwire.errors import (
+    Draining,
     IdempotencyConflict,
     NotFound,
     SessionBusy,
+    SessionQueueFull,
+    StoreUnavailable,
     TurnCancelledEarly,
     TurnDeleted,
+    TurnwireError,
 )
 from turnwire.fold import TurnFold
 from turnwire.ids import new_id, new_trace_id
-from turnwire.runtime.identity import traceparent
+from turnwire.runtime.identity import acting_as, traceparent
 from turnwire.runtime.trace_context import trace_id
 
 if TYPE_CHECKING:
     from turnwire.agent.agents import Agents
+    from turnwire.agent.live.control import TurnControl
     from turnwire.agent.live.named import Named
     from turnwire.agent.live.registry import LiveTurns
     from turnwire.agent.turn.config import TurnConfig
@@ -40,24 +49,39 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.v1.artifact_service_pb2_grpc import ArtifactServiceStub
 
 
+_log = structlog.get_logger(__name__)
+
+
 @dataclass(slots=True, frozen=True)
 class _Accepted:
     row: TurnRow
     events: list[event_pb2.StepEvent]
+    interrupts: agent_service_pb2.CancelTurnRequest | None = None
 
 
 class Acceptance:
     """Accepts turns, each id once."""
 
     def __init__(
-        self, store: Store, agents: Agents, named: Named, live: LiveTurns, artifacts: ArtifactServiceStub
+        self,
+        store: Store,
+        agents: Agents,
+        named: Named,
+        live: LiveTurns,
+        control: TurnControl,
+        artifacts: ArtifactServiceStub,
     ) -> None:
-        """Puts accepted turns among the live ones and starts them; large attachments become artifacts."""
+        """Puts accepted turns among the live ones and starts them; large attachments become artifacts.
+
+        What a turn interrupts is cancelled through `control`.
+        """
         self._store = store
         self._agents = agents
         self._named = named
         self._live = live
         self._artifacts = artifacts
+        self._control = control
+        self._interrupting: set[asyncio.Task[None]] = set()
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def accept(self, tenant: str, request: agent_service_pb2.RunTurnRequest) -> str:
@@ -73,6 +97,12 @@ class Acceptance:
                 self._locks.pop(key, None)
         return turn_id
 
+    async def close(self) -> None:
+        """Ends what is under way; what was stored of it another process takes up."""
+        for task in self._interrupting:
+            task.cancel()
+        await asyncio.gather(*self._interrupting, return_exceptions=True)
+
     async def _accept_once(self, tenant: str, turn_id: str, request: agent_service_pb2.RunTurnRequest) -> None:
         digest = _digest(request)
         known, session = await self._look(tenant, turn_id, request.session_id)
@@ -81,6 +111,10 @@ class Acceptance:
             return
         if session is None:
             raise NotFound("session", request.session_id)
+        if self._live.draining:
+            raise Draining(service="agent")
+        if not self._live.lease.good:
+            raise StoreUnavailable("agent", "this replica waits for its lease to be renewed")
         agent = await self._agents.get(tenant, session.agent_id, session.agent_version)
         config = await self._config(agent, request.overrides)
         taken = agent_service_pb2.RunTurnRequest()
@@ -92,8 +126,25 @@ class Acceptance:
         log = TurnLog(turn_id)
         log.append_boundary(accepted.events)
         log.commit(log.next_sequence - 1, accepted.row.sequence_ceiling)
+        if accepted.row.status == turn_pb2.TURN_STATUS_QUEUED:
+            self._interrupt(tenant, accepted.interrupts)
+            return
         live = self._live.adopt(LiveTurn(tenant=tenant, row=accepted.row, log=log))
         self._live.start(live, config)
+
+    def _interrupt(self, tenant: str, request: agent_service_pb2.CancelTurnRequest | None) -> None:
+        """Cancels what a turn interrupts. The wish is stored: whatever happens here, it comes true."""
+        if request is not None:
+            task = asyncio.create_task(self._cancel(tenant, request), name=f"interrupt {request.turn_id}")
+            self._interrupting.add(task)
+            task.add_done_callback(self._interrupting.discard)
+
+    async def _cancel(self, tenant: str, request: agent_service_pb2.CancelTurnRequest) -> None:
+        try:
+            with acting_as(tenant):
+                await self._control.cancel(tenant, request)
+        except TurnwireError as error:
+            _log.warning("turn_not_interrupted", turn_id=request.turn_id, error=error.message)
 
     async def _look(self, tenant: str, turn_id: str, session_id: str) -> tuple[str | None, session_pb2.Session | None]:
         async def unit(tx: Transaction) -> tuple[str | None, session_pb2.Session | None]:
@@ -134,17 +185,19 @@ class Acceptance:
             session = await sessions.get(tx, tenant, request.session_id)
             if session is None:
                 raise NotFound("session", request.session_id)
-            if session.active_turn_id:
-                raise SessionBusy(session_id=request.session_id, turn_id=session.active_turn_id)
+            before = await turns.unfinished(tx, tenant, request.session_id)
+            if before:
+                _check_busy(request, before)
             ordinal = session.last_ordinal + 1
             bank_id = _session_bank(session, request, config)
             first = _started(turn_id, request, agent, config, ordinal, trace)
             first.turn_started.session_bank_id = bank_id
             fold = TurnFold(turn_id)
-            planned, _ = plan(fold, config, [first])
+            planned, _ = plan(fold, config, [_queued(first, len(before)) if before else first])
             for number, event in enumerate(planned, start=1):
                 event.first_sequence = event.sequence = number
             now = clock.now_microseconds()
+            runs = fold.turn.status == turn_pb2.TURN_STATUS_RUNNING
             row = TurnRow(
                 turn_id=turn_id,
                 session_id=request.session_id,
@@ -152,24 +205,64 @@ class Acceptance:
                 status=fold.turn.status,
                 request_digest=digest,
                 config_digest=config.digest,
-                owner=self._live.instance_id,
+                owner=self._live.lease.instance_id if runs else "",
                 epoch=1,
-                sequence_ceiling=len(planned) + CEILING_STEP,
+                sequence_ceiling=len(planned) + (CEILING_STEP if runs else 0),
                 disconnect_policy=request.disconnect_policy,
                 expire_time=None,
                 metadata=None,
                 create_time=now,
                 held_input=_held(request) if config.config.input_shields else None,
+                format=FORMAT,
+                pending_start=first.SerializeToString() if before else None,
             )
-            await turns.insert(tx, tenant, row)
+            if not await turns.insert(tx, tenant, row):
+                raise SessionBusy(session_id=request.session_id, turn_id=turn_id)
             if bank_id != session.bank_id:
                 await sessions.set_bank(tx, tenant, session, bank_id)
             await sessions.accept_turn(tx, tenant, request.session_id, ordinal, now)
             await events.pin_config(tx, tenant, config.digest, config.config.SerializeToString(deterministic=True))
             await events.append(tx, tenant, turn_id, planned)
-            return _Accepted(row, planned)
+            interrupts = _interrupted(request, before, turn_id)
+            if interrupts is not None:
+                entry = Entry(CANCEL, CANCEL, interrupts.SerializeToString())
+                await inbox.add(tx, tenant, interrupts.turn_id, entry)
+            return _Accepted(row, planned, interrupts)
 
         return await self._store.write(unit)
+
+
+def _check_busy(request: agent_service_pb2.RunTurnRequest, before: list[TurnRow]) -> None:
+    """Requires that a turn may wait for those before it in its session."""
+    if request.busy_policy <= agent_service_pb2.BUSY_POLICY_REJECT:
+        raise SessionBusy(session_id=request.session_id, turn_id=before[0].turn_id)
+    queued = sum(1 for row in before if row.status == turn_pb2.TURN_STATUS_QUEUED)
+    if queued >= MAX_QUEUED:
+        raise SessionQueueFull(request.session_id, limit=MAX_QUEUED)
+
+
+def _interrupted(
+    request: agent_service_pb2.RunTurnRequest, before: list[TurnRow], turn_id: str
+) -> agent_service_pb2.CancelTurnRequest | None:
+    """Returns the cancelling of the active turn that a turn interrupts, or None."""
+    if request.busy_policy != agent_service_pb2.BUSY_POLICY_INTERRUPT:
+        return None
+    active = next((row for row in before if row.status != turn_pb2.TURN_STATUS_QUEUED), None)
+    if active is None:
+        return None
+    return agent_service_pb2.CancelTurnRequest(turn_id=active.turn_id, reason=f"turn {turn_id} interrupts it")
+
+
+def _queued(started: event_pb2.StepEvent, position: int) -> event_pb2.StepEvent:
+    """Returns the first event of a turn that waits for `position` others."""
+    queued = event_pb2.TurnQueued(
+        position=position,
+        session_id=started.turn_started.session_id,
+        agent_id=started.turn_started.agent_id,
+        agent_version=started.turn_started.agent_version,
+        ordinal=started.turn_started.ordinal,
+    )
+    return draft(started.turn_id, "turn_queued", queued)
 
 
 def _started(

@@ -8,19 +8,29 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from turnwire.agent.log.turn_log import TurnLog
+    from turnwire.agent.log.writer import TurnWriter
     from turnwire.agent.store.turns import TurnRow
     from turnwire.agent.turn.runner import TurnRunner
 
 
 @dataclass(slots=True, eq=False)
 class LiveTurn:
-    """The log of a turn, and who runs it and reads it here."""
+    """The log of a turn, and who runs it and reads it here.
+
+    Without a task it is run elsewhere, or by nobody: then the log is what was last heard of it, and what counts is
+    in the store.
+    """
 
     tenant: str
     row: TurnRow
     log: TurnLog
     runner: TurnRunner | None = None
+    writer: TurnWriter | None = None
     task: asyncio.Task[None] | None = None
+    following: asyncio.Task[None] | None = None
+    """Keeps the log of a turn up to date that is not run here, while somebody reads it."""
+    lost: bool = False
+    """True when another process may own it by now."""
     holders: int = 0
     """Readers and calls that use it now."""
     watchers: int = 0

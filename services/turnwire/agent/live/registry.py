@@ -9,26 +9,29 @@ from typing import TYPE_CHECKING
 import structlog
 
 from turnwire.agent.live.live_turn import LiveTurn
-from turnwire.agent.log.reading import read_turn
+from turnwire.agent.log.reading import read_turn, whole
 from turnwire.agent.log.turn_log import TurnLog
-from turnwire.agent.log.writer import TurnWriter
+from turnwire.agent.log.writer import FORMAT, TurnWriter
 from turnwire.agent.store import events as stored_events
-from turnwire.agent.store import turns as stored_turns
+from turnwire.agent.store import inbox, ownership
+from turnwire.agent.store.ownership import Claimed, Owner
 from turnwire.agent.turn.config import TurnConfig, pin
 from turnwire.agent.turn.runner import TurnRunner
 from turnwire.agent.turn.workers import Stubs, workers
 from turnwire.agent.v1 import agent_service_pb2
-from turnwire.errors import Draining, NotFound, NotOwner
+from turnwire.errors import Draining, NotFound, NotOwner, StoreUnavailable, TurnwireError
 from turnwire.runtime.identity import acting_as
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Callable, Sequence
 
+    from turnwire.agent.live.lease import Lease
+    from turnwire.agent.live.session_queue import SessionQueue
+    from turnwire.agent.store.inbox import Entry
     from turnwire.agent.store.turns import TurnRow
     from turnwire.agent.turn.history import History
     from turnwire.agent.v1 import agent_pb2, event_pb2, turn_pb2
     from turnwire.common.v1 import message_pb2
-    from turnwire.errors import TurnwireError
     from turnwire.runtime.settings import AgentSettings
     from turnwire.runtime.storage import Store, Transaction
 
@@ -39,19 +42,17 @@ class LiveTurns:
     """Opens turns, runs them, and lets go of them."""
 
     def __init__(
-        self,
-        store: Store,
-        stubs: Stubs,
-        history: History,
-        settings: AgentSettings,
-        instance_id: str,
+        self, store: Store, stubs: Stubs, history: History, settings: AgentSettings, lease: Lease, queue: SessionQueue
     ) -> None:
-        """Runs turns as the owner `instance_id`."""
-        self.instance_id = instance_id
+        """Runs turns under the lease of this process; `queue` starts the next turn of a session at the end of one."""
+        self.lease = lease
+        self.on_watched: Callable[[LiveTurn], None] | None = None
+        """Is called with turns that somebody reads here, and that are not run here."""
         self._store = store
         self._stubs = stubs
         self._history = history
         self._settings = settings
+        self._queue = queue
         self._turns: dict[tuple[str, str], LiveTurn] = {}
         self._loading: dict[tuple[str, str], asyncio.Task[LiveTurn]] = {}
         self._draining = False
@@ -61,9 +62,14 @@ class LiveTurns:
         return len(self._turns)
 
     @property
-    def running(self) -> int:
-        """How many turns are running in this process."""
-        return sum(1 for live in self._turns.values() if live.task is not None)
+    def draining(self) -> bool:
+        """True when this process is about to end, and takes nothing new."""
+        return self._draining
+
+    @property
+    def running(self) -> list[LiveTurn]:
+        """The turns that run in this process."""
+        return [live for live in self._turns.values() if live.task is not None]
 
     def runs(self, tenant: str, turn_id: str) -> bool:
         """True when a task of this process runs the turn."""
@@ -92,24 +98,101 @@ class LiveTurns:
         if live.unwatched is not None:
             live.unwatched.cancel()
             live.unwatched = None
+        self._note_watched(live)
         try:
             yield
         finally:
             live.watchers -= 1
             self._note_unwatched(live)
+            if not live.watchers and live.following is not None:
+                live.following.cancel()
 
     def adopt(self, live: LiveTurn) -> LiveTurn:
         """Takes a turn in that was just stored; returns the one that a quick reader may have read already."""
-        return self._turns.setdefault(live.key, live)
+        present = self._turns.setdefault(live.key, live)
+        if present is not live and present.task is None:
+            self._take_place(present, live.row, live.log)
+        return present
 
     def get(self, tenant: str, turn_id: str) -> LiveTurn | None:
         """Returns a turn if it is in memory."""
         return self._turns.get((tenant, turn_id))
 
-    def start(self, live: LiveTurn, config: TurnConfig, first: Sequence[event_pb2.StepEvent] = ()) -> TurnRunner:
-        """Runs a turn from where it is, with `first` as what happens next."""
+    async def claim(
+        self, live: LiveTurn, *, over_epoch: int | None = None, otherwise: Entry | None = None
+    ) -> Claimed | Owner | None:
+        """Makes a turn this process's own, under the next epoch; its lock is held.
+
+        One whose owner lives stays where it is, and the owner is returned; `otherwise` is put into its inbox. One of
+        the epoch `over_epoch` is taken from a living owner too. None: it has ended.
+
+        Raises:
+            NotOwner: a later version has stored it, or others were quicker.
+            StoreUnavailable: the database cannot be used, or this process may not own anything now.
+        """
+        if not self.lease.good:
+            raise StoreUnavailable("agent", "this replica waits for its lease to be renewed")
+        turn_id = live.row.turn_id
+
+        async def unit(tx: Transaction) -> tuple[Claimed | Owner | None, list[event_pb2.StepEvent]]:
+            outcome = await ownership.claim(
+                tx,
+                live.tenant,
+                turn_id,
+                instance_id=self.lease.instance_id,
+                known_format=FORMAT,
+                over_epoch=over_epoch,
+            )
+            if isinstance(outcome, Owner):
+                if otherwise is not None:
+                    await inbox.add(tx, live.tenant, turn_id, otherwise)
+                return outcome, []
+            return outcome, whole(turn_id, await stored_events.of_turn(tx, live.tenant, turn_id))
+
+        outcome, stored = await self._store.write(unit)
+        if isinstance(outcome, Claimed):
+            row = outcome.row
+            self._take_place(live, row, TurnLog.stored(turn_id, stored, row.sequence_ceiling))
+        elif outcome is None:
+            # Whoever reads it here has not heard of its end yet.
+            live.log.mirror(stored)
+        return outcome
+
+    def take(self, live: LiveTurn, row: TurnRow, stored: Sequence[event_pb2.StepEvent]) -> None:
+        """Goes on with a turn as it was stored just now under this process's name."""
+        self._take_place(live, row, TurnLog.stored(row.turn_id, stored, row.sequence_ceiling))
+
+    async def refresh(self, live: LiveTurn) -> None:
+        """Takes in what the store has of a turn that is not run here."""
+        found = await self._store.read(lambda tx: read_turn(tx, live.tenant, live.row.turn_id))
+        if found is not None and live.task is None:
+            live.row, events = found
+            live.log.mirror(events, live.row.sequence_ceiling)
+
+    async def release(self, live: LiveTurn) -> None:
+        """Lets go of a turn that was claimed: whoever wants to may have it at once."""
+        await self._store.write(lambda tx: ownership.release(tx, live.tenant, live.row.turn_id, epoch=live.row.epoch))
+
+    def start(
+        self,
+        live: LiveTurn,
+        config: TurnConfig,
+        first: Sequence[event_pb2.StepEvent] = (),
+        *,
+        cancel: str | None = None,
+    ) -> None:
+        """Runs a turn from where it is, with `first` as what happens next; with `cancel` to its end as cancelled."""
         assert live.task is None
-        writer = TurnWriter(self._store, live.log, live.tenant, live.row.session_id, self.instance_id, live.row.epoch)
+        live.log.show_while(lambda: self.lease.good)
+        writer = live.writer = TurnWriter(
+            self._store,
+            live.log,
+            live.tenant,
+            live.row.session_id,
+            live.row.epoch,
+            lit=self.lease.lit,
+            successor=self._queue,
+        )
         doing = workers(
             self._stubs, writer, config, live.row, inference_seconds=self._settings.inference_timeout_seconds
         )
@@ -118,9 +201,11 @@ class LiveTurns:
             return await self._history.before(live.tenant, turn.session_id, turn.ordinal)
 
         live.runner = TurnRunner(live.log, writer, config, doing, earlier)
+        if cancel is not None:
+            live.runner.cancel(cancel)
+        live.lost = False
         live.task = asyncio.create_task(self._run(live, live.runner, first), name=f"turn {live.row.turn_id}")
         self._note_unwatched(live)
-        return live.runner
 
     async def config_of(self, live: LiveTurn) -> TurnConfig:
         """Returns the configuration that a turn was accepted with."""
@@ -134,36 +219,68 @@ class LiveTurns:
         """Returns a configuration as turns of this process run under it."""
         return pin(config, pause_seconds=self._settings.pause_seconds)
 
-    async def take_over(self, live: LiveTurn) -> None:
-        """Becomes the owner of a turn that has none that runs, under the next epoch.
+    def lose(self, live: LiveTurn) -> None:
+        """Stops running a turn that may be another's; its readers here go on with what the new owner writes."""
+        live.lost = True
+        if live.writer is not None:
+            live.writer.give_up()
+        if live.task is not None:
+            live.task.cancel()
+        self._drop(live)
 
-        Raises:
-            NotOwner: somebody else was quicker.
+    def lose_all(self) -> None:
+        """Stops running all turns: the lease has ended."""
+        for live in self.running:
+            _log.warning("turn_lost", turn_id=live.row.turn_id, epoch=live.row.epoch)
+            self.lose(live)
+
+    def show_all(self) -> None:
+        """Has all readers look again: the lease is good."""
+        for live in self.running:
+            live.log.wake()
+
+    async def drain(self, grace_seconds: float) -> None:
+        """Lets go of all turns, and has all streams resume elsewhere.
+
+        Where others can go on with them, turns are released at their next boundary; where nobody can, they may end.
+        What takes longer than the grace is cut.
         """
-        epoch = live.row.epoch
-
-        async def unit(tx: Transaction) -> None:
-            claimed = await stored_turns.claim(tx, live.tenant, live.row.turn_id, owner=self.instance_id, epoch=epoch)
-            if not claimed:
-                raise NotOwner(live.row.turn_id)
-
-        await self._store.write(unit)
-        live.row.epoch = epoch + 1
-        live.row.owner = self.instance_id
-
-    async def close(self, grace_seconds: float) -> None:
-        """Lets turns finish for a while, then leaves the rest to the next owner and ends all streams."""
         self._draining = True
-        tasks = [live.task for live in self._turns.values() if live.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace_seconds)
+        running = self.running
         for live in list(self._turns.values()):
-            if live.task is not None:
-                live.task.cancel()
-            if live.unwatched is not None:
-                live.unwatched.cancel()
-            live.log.interrupt(Draining(service="agent"))
-        await asyncio.gather(*tasks, return_exceptions=True)
+            if live.task is None:
+                live.log.interrupt(Draining(service="agent"))
+        if not self.lease.exclusive:
+            for live in running:
+                if live.runner is not None:
+                    live.runner.release()
+        await asyncio.gather(*(self._leave(live, grace_seconds) for live in running))
+
+    async def close(self) -> None:
+        """Ends what is left."""
+        await self.drain(0)
+        left = [live.following for live in self._turns.values() if live.following is not None]
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _leave(self, live: LiveTurn, grace_seconds: float) -> None:
+        task = live.task
+        if task is not None:
+            await asyncio.wait({task}, timeout=grace_seconds)
+            task.cancel()
+            if live.writer is not None:
+                live.writer.give_up()
+            await asyncio.gather(task, return_exceptions=True)
+        if live.unwatched is not None:
+            live.unwatched.cancel()
+        if not live.log.fold.finished and not live.log.fold.awaits_input and not live.lost:
+            try:
+                await self.release(live)
+            except TurnwireError as error:
+                # It is taken over when the lease ends.
+                _log.warning("turn_not_released", turn_id=live.row.turn_id, error=error.message)
+        live.log.interrupt(Draining(service="agent"))
 
     async def _load(self, tenant: str, turn_id: str) -> LiveTurn:
         key = (tenant, turn_id)
@@ -192,6 +309,14 @@ class LiveTurns:
             log.interrupt(Draining(service="agent"))
         return LiveTurn(tenant=tenant, row=row, log=log)
 
+    def _take_place(self, live: LiveTurn, row: TurnRow, log: TurnLog) -> None:
+        """Gives a turn the log that this process goes on with; who read the last one reads on in it."""
+        last, live.row, live.log = live.log, row, log
+        if live.following is not None and live.following is not asyncio.current_task():
+            live.following.cancel()
+        live.following = None
+        last.replace()
+
     async def _run(self, live: LiveTurn, runner: TurnRunner, first: Sequence[event_pb2.StepEvent]) -> None:
         # After a pause or a restart another call goes on with the turn; its trace is the one it began in.
         trace = live.log.fold.turn.trace_id
@@ -199,23 +324,28 @@ class LiveTurns:
         try:
             with acting_as(live.tenant, trace=trace):
                 await runner.run(first)
-        except NotOwner as error:
+        except NotOwner:
             _log.warning("turn_lost", turn_id=live.row.turn_id, epoch=live.row.epoch)
-            self._forget(live, error)
+            live.lost = True
+            self._drop(live)
         except asyncio.CancelledError:
-            if not self._draining:
+            if not self._draining and not live.lost:
                 raise
         except Exception:
             _log.exception("turn_defect", turn_id=live.row.turn_id)
-            self._forget(live, Draining(service="agent"))
+            self._drop(live)
         finally:
             live.task = None
             live.runner = None
+            # What is left to see was committed.
+            live.log.show_while(None)
+            live.log.wake()
+            self._note_watched(live)
             self._release(live)
 
-    def _forget(self, live: LiveTurn, error: TurnwireError) -> None:
-        """Drops a log that may hold what was never stored; its readers come back and find the stored one."""
-        live.log.interrupt(error)
+    def _drop(self, live: LiveTurn) -> None:
+        """Drops a log that may hold what was never stored; its readers go on with the stored one."""
+        live.log.replace()
         if self._turns.get(live.key) is live:
             del self._turns[live.key]
 
@@ -225,6 +355,19 @@ class LiveTurns:
             if live.unwatched is not None:
                 live.unwatched.cancel()
                 live.unwatched = None
+
+    def _note_watched(self, live: LiveTurn) -> None:
+        """Has the turn followed where it is run, while somebody reads it here."""
+        if (
+            live.watchers
+            and live.task is None
+            and live.following is None
+            and not live.lost
+            and not live.log.fold.finished
+            and not self._draining
+            and self.on_watched is not None
+        ):
+            self.on_watched(live)
 
     def _note_unwatched(self, live: LiveTurn) -> None:
         cancels = live.row.disconnect_policy == agent_service_pb2.DISCONNECT_POLICY_CANCEL

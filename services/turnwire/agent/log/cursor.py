@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from turnwire.agent.log.merge import merged
+from turnwire.agent.log.turn_log import LogReplaced
 from turnwire.agent.v1 import event_pb2
 from turnwire.fold import TERMINAL_PAYLOADS
 
@@ -31,25 +32,30 @@ class Cursor:
         """Yields the events until the turn ends, or pauses where pauses are not followed.
 
         Raises:
+            LogReplaced: the turn has another log by now; go on with that one after the last number.
             TurnwireError: the log was interrupted; resume after the last number.
         """
         last: event_pb2.StepEvent | None = None
         loop = asyncio.get_running_loop()
         quiet_since = loop.time()
         while True:
-            batch = self._log.after(self._after, _BATCH)
+            if self._log.replaced:
+                raise LogReplaced
+            batch = [] if self._log.dark else self._log.after(self._after, _BATCH)
             if batch:
                 for event in merged(batch) if len(batch) > 1 else batch:
+                    if self._log.dark or self._log.replaced:
+                        break  # while the last one was on its way
                     self._after = event.sequence
                     last = event
                     yield event
                 quiet_since = loop.time()
                 continue
-            if self._at_end(last):
+            if not self._log.dark and self._at_end(last):
                 return
             if self._log.interruption is not None:
                 raise self._log.interruption
-            if not await self._wait(self._heartbeat_seconds):
+            if not await self._wait(self._heartbeat_seconds) and not self._log.dark:
                 yield self._heartbeat(loop.time() - quiet_since)
 
     def _at_end(self, last: event_pb2.StepEvent | None) -> bool:

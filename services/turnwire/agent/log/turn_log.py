@@ -11,10 +11,14 @@ from typing import TYPE_CHECKING
 from turnwire.fold import TurnFold
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from turnwire.agent.v1 import event_pb2
     from turnwire.errors import TurnwireError
+
+
+class LogReplaced(Exception):
+    """A log is no longer the turn's: this process has lost the turn, or has taken it over, and reads it anew."""
 
 
 class TurnLog:
@@ -32,6 +36,8 @@ class TurnLog:
         self.ceiling = 0
         """The highest number that may be shown: committed ahead of need, so that no number is used twice."""
         self.interruption: TurnwireError | None = None
+        self.replaced = False
+        self._may_show: Callable[[], bool] | None = None
         self._visible: list[event_pb2.StepEvent] = []
         self._waiting: deque[event_pb2.StepEvent] = deque()
         self._committed = 0
@@ -47,6 +53,15 @@ class TurnLog:
         log.next_sequence = log.last_sequence + 1
         log._committed = log.last_sequence
         return log
+
+    @property
+    def dark(self) -> bool:
+        """True while nothing may be shown: the owner's lease is about to end, and somebody else may go on."""
+        return self._may_show is not None and not self._may_show()
+
+    def show_while(self, condition: Callable[[], bool] | None) -> None:
+        """Shows events only while the condition holds; `wake` tells readers that it holds again. None: always."""
+        self._may_show = condition
 
     @property
     def last_sequence(self) -> int:
@@ -88,10 +103,28 @@ class TurnLog:
         start = bisect_right(self._visible, sequence, key=_sequence)
         return self._visible[start : start + limit]
 
+    def mirror(self, events: Iterable[event_pb2.StepEvent], ceiling: int = 0) -> None:
+        """Takes in what the turn's owner has shown or stored; what was seen before is left out."""
+        self.ceiling = max(self.ceiling, ceiling)
+        fresh = False
+        for event in events:
+            if event.sequence > self.last_sequence:
+                self._show(event)
+                fresh = True
+        self._committed = self.last_sequence
+        self.next_sequence = self.last_sequence + 1
+        if fresh:
+            self.wake()
+
     def interrupt(self, error: TurnwireError) -> None:
         """Ends all cursors with an error: they resume elsewhere, or here later."""
         self.interruption = error
-        self._wake()
+        self.wake()
+
+    def replace(self) -> None:
+        """Ends all cursors at once: their readers go on with the log that takes its place."""
+        self.replaced = True
+        self.wake()
 
     def changed(self) -> asyncio.Future[bool]:
         """Returns a future that is done at the next change. Give it back with `forget`."""
@@ -102,6 +135,13 @@ class TurnLog:
     def forget(self, future: asyncio.Future[bool]) -> None:
         """Takes a future of `changed` back."""
         self._watchers.discard(future)
+
+    def wake(self) -> None:
+        """Has every cursor look again."""
+        watchers, self._watchers = self._watchers, set()
+        for future in watchers:
+            if not future.done():
+                future.set_result(False)
 
     def _number(self, event: event_pb2.StepEvent) -> None:
         # An event may bring a first number of its own: that of a recovery covers the numbers of lost deltas.
@@ -119,17 +159,11 @@ class TurnLog:
             self._show(self._waiting.popleft())
             released = True
         if released:
-            self._wake()
+            self.wake()
 
     def _show(self, event: event_pb2.StepEvent) -> None:
         self.fold.apply(event)
         self._visible.append(event)
-
-    def _wake(self) -> None:
-        watchers, self._watchers = self._watchers, set()
-        for future in watchers:
-            if not future.done():
-                future.set_result(False)
 
 
 def _sequence(event: event_pb2.StepEvent) -> int:

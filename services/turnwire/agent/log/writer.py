@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
 from turnwire.agent.log.merge import merged, pieces
-from turnwire.agent.store import clock, events, sessions, turns
+from turnwire.agent.store import clock, events, inbox, ownership, sessions, turns
 from turnwire.agent.v1 import event_pb2, turn_pb2
 from turnwire.common.v1 import message_pb2
 from turnwire.errors import NotOwner, StoreUnavailable
 from turnwire.fold import TERMINAL_PAYLOADS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from turnwire.agent.log.turn_log import TurnLog
-    from turnwire.runtime.storage import Store, Transaction
+    from turnwire.runtime.storage import Store, Transaction, Unit
 
+T = TypeVar("T")
 _log = structlog.get_logger(__name__)
 
 FORMAT = 1
@@ -28,6 +29,23 @@ FORMAT = 1
 CEILING_STEP = 4096
 """So many numbers are reserved at a time."""
 _CEILING_RESERVE = 1024
+UNSTORED_BYTES = 1024 * 1024
+"""A turn writes no further while more than this is not stored."""
+_EVENT_BYTES = 100
+"""What an event has beside its text, about."""
+_FINISHED = frozenset({turn_pb2.TURN_STATUS_COMPLETED, turn_pb2.TURN_STATUS_FAILED, turn_pb2.TURN_STATUS_CANCELLED})
+
+
+class Successor(Protocol):
+    """What is committed with the end of a turn: the start of the next one in its session."""
+
+    async def begin(self, tx: Transaction, tenant: str, session_id: str) -> object:
+        """Starts the turn that has waited longest; returns what `begun` is given after the commit."""
+        ...
+
+    def begun(self, tenant: str, what: object) -> None:
+        """Runs what was started."""
+        ...
 
 
 def draft(turn_id: str, payload: str, value: object, step_id: str = "") -> event_pb2.StepEvent:
@@ -41,14 +59,30 @@ def draft(turn_id: str, payload: str, value: object, step_id: str = "") -> event
 class TurnWriter:
     """Appends to the log of a turn under one epoch of ownership."""
 
-    def __init__(self, store: Store, log: TurnLog, tenant: str, session_id: str, owner: str, epoch: int) -> None:
-        """Writes as `owner` in `epoch`; anybody else's appends in between are found out and refused."""
+    def __init__(
+        self,
+        store: Store,
+        log: TurnLog,
+        tenant: str,
+        session_id: str,
+        epoch: int,
+        *,
+        lit: Callable[[], Awaitable[None]],
+        successor: Successor,
+    ) -> None:
+        """Writes in `epoch`: who took the turn over since is found out, and nothing more is stored.
+
+        `lit` returns when the lease of this process is good: until then nothing is shown, and nothing begun.
+        """
+        self.lit = lit
         self._store = store
         self._log = log
         self._tenant = tenant
         self._session_id = session_id
-        self._owner = owner
         self._epoch = epoch
+        self._successor = successor
+        self._lost = False
+        self._unstored_bytes = 0
         self._status: turn_pb2.TurnStatus.ValueType = turn_pb2.TURN_STATUS_RUNNING
         self._expire_time: int | None = None
         self._offsets: dict[tuple[str, int, int, str], int] = {}
@@ -90,11 +124,17 @@ class TurnWriter:
             delta.parse_status = parse_status
             self._offsets[key] = begin + (len(piece) if piece.isascii() else len(piece.encode()))
             self._log.append_delta(event)
+            self._unstored_bytes += len(piece) + _EVENT_BYTES
         if self._log.ceiling - self._log.next_sequence < _CEILING_RESERVE and self._extension is None:
             self._extension = asyncio.create_task(self._extend(), name=f"ceiling {self._log.turn_id}")
 
+    async def room(self) -> None:
+        """Returns when more text may be written: at once, or after what there is was stored."""
+        if self._unstored_bytes > UNSTORED_BYTES:
+            await self.commit(())
+
     async def commit(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
-        """Appends boundary events and returns when they, and all deltas before them, are stored.
+        """Appends boundary events and returns when they, and all deltas before them, are stored and may be acted on.
 
         While the store is away it is asked again and again: the turn waits, nothing is shown. A commit that has begun
         goes on when its caller is cancelled: what is stored has to be known to be stored.
@@ -106,6 +146,11 @@ class TurnWriter:
         self._commits.add(commit)
         commit.add_done_callback(self._committed)
         await asyncio.shield(commit)
+        await self.lit()
+
+    def give_up(self) -> None:
+        """Stores nothing that waits for the store: another process may own the turn by then."""
+        self._lost = True
 
     async def settle(self) -> None:
         """Waits for the commits that have begun, those of cancelled callers too."""
@@ -126,25 +171,35 @@ class TurnWriter:
         self._note_status(drafts)
         passed = any(event.step_completed.WhichOneof("result") == "shield_call" for event in drafts)
         batch = list(merged(stored_form(event) for event in self._log.unstored()))
+        self._unstored_bytes = 0
         sequence = self._log.next_sequence - 1
-        finished = self._status in {
-            turn_pb2.TURN_STATUS_COMPLETED,
-            turn_pb2.TURN_STATUS_FAILED,
-            turn_pb2.TURN_STATUS_CANCELLED,
-        }
+        finished = self._status in _FINISHED
         ceiling = max(self._log.ceiling, sequence + CEILING_STEP)
 
-        async def unit(tx: Transaction) -> None:
+        async def unit(tx: Transaction) -> object:
+            if finished:
+                # First, so that all who change the order of a session's turns do it one after the other.
+                await sessions.touch(tx, self._tenant, self._session_id, clock.now_microseconds())
             await self._advance(tx, ceiling)
             if passed:
                 # The input that waited for its shields stands in their result, or is gone for good.
                 await turns.forget_input(tx, self._tenant, self._log.turn_id)
             await events.append(tx, self._tenant, self._log.turn_id, batch)
-            if finished:
-                await sessions.touch(tx, self._tenant, self._session_id, clock.now_microseconds())
+            await self._answer_inbox(tx, drafts)
+            if not finished:
+                return None
+            await inbox.clear(tx, self._tenant, self._log.turn_id)
+            return await self._successor.begin(tx, self._tenant, self._session_id)
 
-        await self._write(unit)
+        next_turn = await self._write(unit)
         self._log.commit(sequence, ceiling)
+        if next_turn is not None:
+            self._successor.begun(self._tenant, next_turn)
+
+    async def _answer_inbox(self, tx: Transaction, drafts: Sequence[event_pb2.StepEvent]) -> None:
+        for event in drafts:
+            if event.WhichOneof("payload") == "turn_input_received":
+                await inbox.remove(tx, self._tenant, self._log.turn_id, event.turn_input_received.request_id)
 
     async def close(self) -> None:
         """Waits for what is still being written."""
@@ -156,8 +211,8 @@ class TurnWriter:
         ceiling = self._log.next_sequence + CEILING_STEP
 
         async def unit(tx: Transaction) -> None:
-            reserved = await turns.reserve(
-                tx, self._tenant, self._log.turn_id, owner=self._owner, epoch=self._epoch, sequence_ceiling=ceiling
+            reserved = await ownership.reserve(
+                tx, self._tenant, self._log.turn_id, epoch=self._epoch, sequence_ceiling=ceiling
             )
             if not reserved:
                 raise NotOwner(self._log.turn_id)
@@ -171,11 +226,10 @@ class TurnWriter:
             self._extension = None
 
     async def _advance(self, tx: Transaction, ceiling: int) -> None:
-        owned = await turns.advance(
+        owned = await ownership.advance(
             tx,
             self._tenant,
             self._log.turn_id,
-            owner=self._owner,
             epoch=self._epoch,
             status=self._status,
             sequence_ceiling=ceiling,
@@ -184,17 +238,17 @@ class TurnWriter:
         if not owned:
             raise NotOwner(self._log.turn_id)
 
-    async def _write(self, unit: object) -> None:
+    async def _write(self, unit: Unit[T]) -> T:
         delay = 0.05
         while True:
+            if self._lost:
+                raise NotOwner(self._log.turn_id)
             try:
-                await self._store.write(unit)  # pyright: ignore[reportArgumentType]
+                return await self._store.write(unit)
             except StoreUnavailable as error:
                 _log.warning("store_unavailable", turn_id=self._log.turn_id, error=error.message, retry_seconds=delay)
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
                 delay = min(delay * 2, 2.0)
-            else:
-                return
 
     def _note_status(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
         for event in drafts:
@@ -203,7 +257,7 @@ class TurnWriter:
                     self._status = turn_pb2.TURN_STATUS_AWAITING_INPUT
                     self._expire_time = clock.microseconds(event.turn_awaiting_input.awaited_input.expire_time)
                 case "turn_input_received":
-                    self._status = turn_pb2.TURN_STATUS_RUNNING
+                    self._note_answers(event.turn_input_received)
                 case "turn_completed":
                     self._status = turn_pb2.TURN_STATUS_COMPLETED
                 case "turn_failed":
@@ -214,6 +268,22 @@ class TurnWriter:
                     pass
         if self._status != turn_pb2.TURN_STATUS_AWAITING_INPUT:
             self._expire_time = None
+
+    def _note_answers(self, received: event_pb2.TurnInputReceived) -> None:
+        """A turn goes on when all is answered; until then it waits, and as long as it did."""
+        awaited = self._log.fold.turn.awaited_input
+        answered = {answered_call(given) for given in received.inputs}
+        if all(request.call.call_id in answered for request in awaited.requests):
+            self._status = turn_pb2.TURN_STATUS_RUNNING
+        else:
+            self._status = turn_pb2.TURN_STATUS_AWAITING_INPUT
+            self._expire_time = clock.microseconds(awaited.expire_time)
+
+
+def answered_call(given: turn_pb2.TurnInput) -> str:
+    """Returns the id of the call that an input answers; empty for one of a later version."""
+    kind = given.WhichOneof("input")
+    return getattr(given, kind).call_id if kind is not None else ""
 
 
 def stored_form(event: event_pb2.StepEvent) -> event_pb2.StepEvent:

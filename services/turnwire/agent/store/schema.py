@@ -1,6 +1,6 @@
 """The tables of the agent service. The same statements run on SQLite and on PostgreSQL.
 
-Times are microseconds since 1970. Every row has a tenant, and every key begins with it.
+Times are microseconds since 1970. Every row but a lease has a tenant, and every key begins with it.
 """
 
 from __future__ import annotations
@@ -111,4 +111,36 @@ _TABLES = (
     """,
 )
 
-SCHEMA = Schema(name="agent", migrations=(Migration(version=1, statements=_TABLES),))
+_REPLICAS = (
+    # The format of a turn's stored events: a process takes over only what it knows.
+    "ALTER TABLE turns ADD COLUMN format BIGINT NOT NULL DEFAULT 1",
+    # The `turn_started` of a queued turn, until its turn comes.
+    "ALTER TABLE turns ADD COLUMN pending_start BYTEA",
+    "CREATE INDEX turns_by_owner ON turns (owner) WHERE status = 2",
+    "CREATE INDEX turns_queued ON turns (tenant, session_id, ordinal) WHERE status = 1",
+    # The processes that run turns; they belong to no tenant. A lease ends by the clock of the database.
+    """
+    CREATE TABLE leases (
+        instance_id TEXT NOT NULL PRIMARY KEY,
+        address TEXT NOT NULL,
+        expire_time BIGINT NOT NULL
+    )
+    """,
+    # What others want of a turn: its owner takes it into the log.
+    """
+    CREATE TABLE turn_inbox (
+        tenant TEXT NOT NULL,
+        turn_id TEXT NOT NULL,
+        entry_id TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        body BYTEA NOT NULL,
+        create_time BIGINT NOT NULL,
+        PRIMARY KEY (tenant, turn_id, entry_id)
+    )
+    """,
+)
+
+SCHEMA = Schema(
+    name="agent",
+    migrations=(Migration(version=1, statements=_TABLES), Migration(version=2, statements=_REPLICAS)),
+)

@@ -1,4 +1,4 @@
-"""Turns and their ownership, as rows."""
+"""Turns, as rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = (
     "turn_id, session_id, ordinal, status, request_digest, config_digest, owner, epoch, sequence_ceiling,"
-    " disconnect_policy, expire_time, metadata, create_time, held_input"
+    " disconnect_policy, expire_time, metadata, create_time, held_input, format, pending_start"
 )
 
 
@@ -35,14 +35,18 @@ class TurnRow:
     """The labels, as a Turn with nothing else; None: those of `turn_started`."""
     held_input: bytes | None = None
     """The input, as a Turn with nothing else, while it waits for its shields: it is in no event before."""
+    format: int = 1
+    """The format of its stored events."""
+    pending_start: bytes | None = None
+    """The `turn_started` of a queued turn, until its turn comes."""
     create_time: int
 
 
-async def insert(tx: Transaction, tenant: str, turn: TurnRow) -> None:
-    """Adds a turn. The database refuses a second active one in the session."""
-    await tx.execute(
+async def insert(tx: Transaction, tenant: str, turn: TurnRow) -> bool:
+    """Adds a turn; False when its id is taken by now, or when it would be a second active one in its session."""
+    added = await tx.execute(
         f"INSERT INTO turns (tenant, {_COLUMNS}) VALUES"  # noqa: S608 - the columns are a constant
-        " ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)",
+        " ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT DO NOTHING",
         tenant,
         turn.turn_id,
         turn.session_id,
@@ -58,7 +62,10 @@ async def insert(tx: Transaction, tenant: str, turn: TurnRow) -> None:
         turn.metadata,
         turn.create_time,
         turn.held_input,
+        turn.format,
+        turn.pending_start,
     )
+    return added == 1
 
 
 async def get(tx: Transaction, tenant: str, turn_id: str) -> TurnRow | None:
@@ -69,14 +76,6 @@ async def get(tx: Transaction, tenant: str, turn_id: str) -> TurnRow | None:
         turn_id,
     )
     return _turn(row) if row is not None else None
-
-
-async def active(tx: Transaction, tenant: str, session_id: str) -> str | None:
-    """Returns the id of the session's turn that runs or awaits input, or None."""
-    row = await tx.fetchrow(
-        "SELECT turn_id FROM turns WHERE tenant = $1 AND session_id = $2 AND status IN (2, 3)", tenant, session_id
-    )
-    return str(row[0]) if row is not None else None
 
 
 async def of_session(tx: Transaction, tenant: str, session_id: str, up_to: int) -> list[TurnRow]:
@@ -110,63 +109,15 @@ async def page(
     return [_turn(row) for row in rows]
 
 
-async def advance(
-    tx: Transaction,
-    tenant: str,
-    turn_id: str,
-    *,
-    owner: str,
-    epoch: int,
-    status: int,
-    sequence_ceiling: int,
-    expire_time: int | None,
-) -> bool:
-    """Notes how far a turn is; False when somebody else owns it by now, and then nothing is changed."""
-    changed = await tx.execute(
-        "UPDATE turns SET status = $5, expire_time = $7,"
-        " sequence_ceiling = CASE WHEN sequence_ceiling > $6 THEN sequence_ceiling ELSE $6 END"
-        " WHERE tenant = $1 AND turn_id = $2 AND owner = $3 AND epoch = $4",
+async def unfinished(tx: Transaction, tenant: str, session_id: str) -> list[TurnRow]:
+    """Returns the turns of a session that run, await input or are queued, in order."""
+    rows = await tx.fetch(
+        f"SELECT {_COLUMNS} FROM turns WHERE tenant = $1 AND session_id = $2"  # noqa: S608 - as above
+        " AND status IN (1, 2, 3) ORDER BY ordinal",
         tenant,
-        turn_id,
-        owner,
-        epoch,
-        status,
-        sequence_ceiling,
-        expire_time,
+        session_id,
     )
-    return changed == 1
-
-
-async def reserve(tx: Transaction, tenant: str, turn_id: str, *, owner: str, epoch: int, sequence_ceiling: int) -> bool:
-    """Reserves numbers up to a ceiling; False when somebody else owns the turn by now."""
-    changed = await tx.execute(
-        "UPDATE turns SET sequence_ceiling = CASE WHEN sequence_ceiling > $5 THEN sequence_ceiling ELSE $5 END"
-        " WHERE tenant = $1 AND turn_id = $2 AND owner = $3 AND epoch = $4",
-        tenant,
-        turn_id,
-        owner,
-        epoch,
-        sequence_ceiling,
-    )
-    return changed == 1
-
-
-async def claim(tx: Transaction, tenant: str, turn_id: str, *, owner: str, epoch: int) -> bool:
-    """Takes a turn over under the epoch after `epoch`; False when somebody else did."""
-    changed = await tx.execute(
-        "UPDATE turns SET owner = $3, epoch = $4 + 1 WHERE tenant = $1 AND turn_id = $2 AND epoch = $4",
-        tenant,
-        turn_id,
-        owner,
-        epoch,
-    )
-    return changed == 1
-
-
-async def unfinished(tx: Transaction) -> list[tuple[str, TurnRow]]:
-    """Returns (tenant, turn) of all turns that ran when their owner ended."""
-    rows = await tx.fetch(f"SELECT tenant, {_COLUMNS} FROM turns WHERE status = 2")  # noqa: S608 - as above
-    return [(str(row[0]), _turn(row[1:])) for row in rows]
+    return [_turn(row) for row in rows]
 
 
 async def expired(tx: Transaction, now: int) -> list[tuple[str, str]]:
@@ -191,6 +142,7 @@ async def forget_input(tx: Transaction, tenant: str, turn_id: str) -> None:
 
 async def delete(tx: Transaction, tenant: str, turn_id: str) -> None:
     """Removes a turn with its log."""
+    await tx.execute("DELETE FROM turn_inbox WHERE tenant = $1 AND turn_id = $2", tenant, turn_id)
     await tx.execute("DELETE FROM events WHERE tenant = $1 AND turn_id = $2", tenant, turn_id)
     await tx.execute("DELETE FROM turns WHERE tenant = $1 AND turn_id = $2", tenant, turn_id)
 
@@ -211,4 +163,6 @@ def _turn(row: Row) -> TurnRow:
         metadata=cast("bytes | None", row[11]),
         create_time=cast("int", row[12]),
         held_input=cast("bytes | None", row[13]),
+        format=cast("int", row[14]),
+        pending_start=cast("bytes | None", row[15]),
     )

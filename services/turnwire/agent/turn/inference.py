@@ -121,6 +121,7 @@ class InferenceStep:
             async with upstream(call):
                 async for chunk in call:
                     self._take(step, chunk, answer)
+                    await self._writer.room()
         except grpc.RpcError as error:
             raise from_rpc_error(error, service="inference") from error
         if answer.completed is None:

@@ -35,7 +35,7 @@ def next_action(turn: turn_pb2.Turn, config: TurnConfig) -> Action:
     """Returns what a turn does next. Pure, but for the ids and times of the events it announces."""
     if turn.status in TERMINAL_STATUSES:
         return Stop()
-    if turn.status == turn_pb2.TURN_STATUS_AWAITING_INPUT:
+    if turn.status in {turn_pb2.TURN_STATUS_AWAITING_INPUT, turn_pb2.TURN_STATUS_QUEUED}:
         return Pause()
     step = main_step(turn)
     if step is None:

@@ -76,9 +76,11 @@ class TurnRunner:
         self._cancel_reason: str | None = None
         self._outcomes: dict[str, turn_pb2.CancelledCall.Outcome.ValueType] = {}
         self._work: asyncio.Task[list[event_pb2.StepEvent]] | None = None
+        self._releasing = False
+        self._stopped = False
 
     async def run(self, first: Sequence[event_pb2.StepEvent] = ()) -> None:
-        """Commits `first` and what follows from it, and goes on until the turn ends or pauses.
+        """Commits `first` and what follows from it, and goes on until the turn ends, pauses or is let go of.
 
         Raises:
             NotOwner: another process has taken the turn over; this one shows nothing further.
@@ -88,10 +90,15 @@ class TurnRunner:
             while True:
                 action = await self._commit(events)
                 if self._cancel_reason is not None and not isinstance(action, Stop):
+                    if isinstance(action, RunTools) and not self._stopped:
+                        # Taken over to be cancelled: what the last owner began is stopped, or fenced off.
+                        await self._stop(action.step)
                     events = [self._cancelled()]
                     continue
                 match action:
                     case Pause() | Stop():
+                        return
+                    case _ if self._releasing:
                         return
                     case Record():
                         raise AssertionError("plan leaves nothing to record")
@@ -105,6 +112,10 @@ class TurnRunner:
         self._cancel_reason = reason
         if self._work is not None:
             self._work.cancel()
+
+    def release(self) -> None:
+        """Lets go of the turn at its next boundary: another process goes on with it."""
+        self._releasing = True
 
     async def _commit(self, events: list[event_pb2.StepEvent]) -> Action:
         events, action = plan(self._log.preview(), self._config, events)
@@ -144,6 +155,7 @@ class TurnRunner:
         turn = self._log.fold.turn
         if self._delay:
             await asyncio.sleep(self._delay)
+        await self._writer.lit()
         match action:
             case RunShields():
                 return await self._workers.input_shields.run(turn, action.step)
@@ -163,6 +175,7 @@ class TurnRunner:
 
     async def _stop(self, step: step_pb2.Step) -> None:
         """Ends what runs, and has the calls of tools stopped where they run."""
+        self._stopped = True
         await self._end_work()
         if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION:
             self._outcomes = await self._workers.tools.stop(self._log.fold.turn, step)

@@ -155,6 +155,7 @@ class ToolStep:
                             call_id=call.call_id,
                             offset=response.output.offset,
                         )
+                        await self._writer.room()
                     case "result":
                         return response.result
                     case _:
