@@ -253,6 +253,21 @@ def test_every_field_has_a_variable():
             load_settings(None, {variable: '{"no": ["field", "takes", "this"]}'})
 
 
+def test_the_schema_says_what_is_written_below_each_field():
+    schema = settings_schema()
+    expected = "The address to bind. Anything but loopback needs `access` to be configured."
+    assert expected == schema["$defs"]["ListenSettings"]["properties"]["host"]["description"]
+    assert "Where embedded stores and logs lie." == schema["properties"]["data_dir"]["description"]
+    untold = [
+        f"{name}.{field}"
+        for name, section in schema["$defs"].items()
+        for field, each in section.get("properties", {}).items()
+        if "description" not in each and "$ref" not in each
+    ]
+    # Four lists, of which the section says what they are.
+    assert ["ProvidersSettings"] * 4 == [each.partition(".")[0] for each in untold]
+
+
 def test_lists_are_written_as_json_however_deep():
     keys = [{"name": "ann", "key": "0123456789abcdef", "roles": ["admin", "viewer"]}]
     entries = [{"provider_id": "gpu", "provider_type": "remote::openai", "config": {"models": [{"a": [1]}]}}]

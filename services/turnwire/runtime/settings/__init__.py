@@ -7,7 +7,6 @@ from turnwire.runtime.settings.loading import (
     find_settings_file,
     load_settings,
     problems_of,
-    settings_schema,
 )
 from turnwire.runtime.settings.models import (
     PORTS,
@@ -27,6 +26,7 @@ from turnwire.runtime.settings.models import (
     TelemetrySettings,
     TlsSettings,
 )
+from turnwire.runtime.settings.schema import settings_schema
 
 __all__ = [
     "PORTS",

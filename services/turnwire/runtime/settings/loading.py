@@ -68,11 +68,6 @@ def load_settings(
     return settings
 
 
-def settings_schema() -> dict[str, Any]:
-    """Returns the JSON schema of a settings file."""
-    return Settings.model_json_schema()
-
-
 def _read(file: Path, environ: Mapping[str, str]) -> tuple[dict[str, Any], _Lines]:
     try:
         text = file.read_text(encoding="utf-8")

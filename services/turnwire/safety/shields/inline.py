@@ -37,7 +37,7 @@ _SCREENS = 64
 class ShieldSettings(BaseModel):
     """The configuration of one shield."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class InlineConfig(ShieldSettings):

@@ -21,7 +21,7 @@ M = TypeVar("M", bound=BaseModel)
 class ToolSettings(BaseModel):
     """Settings that know all their names."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def settings_of(model: type[M], tool: tool_pb2.Tool, defaults: Mapping[str, Any] | None = None) -> M:
