@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from turnwire.runtime.storage.postgres.server import PostgresServer
 
 _TABLE = re.compile(r"\s*(CREATE|ALTER)\s+TABLE\b", re.IGNORECASE)
-_TEXT = re.compile(r"\bTEXT\b")
+# Texts are compared by their bytes, whatever language the database speaks, and integers have 64 bits, as in SQLite.
+_TYPES = {"TEXT": 'TEXT COLLATE "C"', "INTEGER": "BIGINT"}
+_TYPE = re.compile(rf"\b({'|'.join(_TYPES)})\b")
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
 # Rows are asked for, not names: what a connection knows of names may be older than the lock it has just been given.
 _SCHEMA_IS_THERE = "SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = $1"
@@ -91,6 +93,6 @@ async def _prepare(connection: Any, server: PostgresServer) -> None:
 
 async def _apply(connection: Any, migration: Migration) -> None:
     for statement in migration.statements:
-        # Texts are compared by their bytes, as SQLite does, whatever language the database speaks.
-        await connection.execute(_TEXT.sub('TEXT COLLATE "C"', statement) if _TABLE.match(statement) else statement)
+        is_table = _TABLE.match(statement) is not None
+        await connection.execute(_TYPE.sub(lambda found: _TYPES[found[0]], statement) if is_table else statement)
     await connection.execute("INSERT INTO schema_version (version) VALUES ($1)", migration.version)
