@@ -82,13 +82,15 @@ class Executor:
     def __init__(self, channel: grpc.aio.Channel, key: str = "") -> None:
         """Calls with a key, if one is given."""
         self._metadata = (("authorization", f"Bearer {key}"),) if key else ()
+        # A person or a program owns no turn.
+        self._epoch = 0 if key else 1
         self.executor: Any = tool_executor_service_pb2_grpc.ToolExecutorServiceStub(channel)
         self.tools: Any = tool_service_pb2_grpc.ToolServiceStub(channel)
         self.artifacts: Any = artifact_service_pb2_grpc.ArtifactServiceStub(channel)
 
     def stream(self, tool: str, arguments: Any, call_id: str, **more: Any) -> Any:
         """Asks for an execution; the stream of its pieces."""
-        given: dict[str, Any] = {"turn_id": "turn_1", "session_id": "sess_1", "owner_epoch": 1} | more
+        given: dict[str, Any] = {"turn_id": "turn_1", "session_id": "sess_1", "owner_epoch": self._epoch} | more
         seconds = given.pop("timeout", 60)
         text = arguments if isinstance(arguments, str) else json.dumps(arguments)
         call = message_pb2.ToolCall(call_id=call_id, name=tool, arguments_json=text, retry_of=given.pop("retry_of", ""))
@@ -131,6 +133,15 @@ class Executor:
         """Stops a call."""
         request = tool_executor_service_pb2.CancelExecutionRequest(turn_id=turn_id, call_id=call_id, owner_epoch=epoch)
         return (await self.call("CancelExecution", request)).execution
+
+    async def resolve(
+        self, resolution: tool_executor_service_pb2.Resolution.ValueType, call_id: str = "call_1", **more: Any
+    ) -> execution_pb2.Execution:
+        """Decides about a call whose outcome was lost."""
+        request = tool_executor_service_pb2.ResolveExecutionRequest(
+            turn_id="turn_1", call_id=call_id, resolution=resolution, **more
+        )
+        return (await self.call("ResolveExecution", request)).execution
 
     async def upload(self, data: bytes, *, piece: int = 1 << 18, **opened: Any) -> artifact_pb2.Artifact:
         """Uploads a file."""

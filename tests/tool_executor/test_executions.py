@@ -28,21 +28,27 @@ from tests.tool_executor.calling import (
 )
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import (
+    ExecutionNotInDoubt,
     IdempotencyConflict,
     InvalidArgument,
     NotFound,
     NotOwner,
-    Unimplemented,
+    PermissionDenied,
+    ResourceInUse,
 )
+from turnwire.runtime.identity import mesh_token
 from turnwire.testing.mesh import running_mesh
 from turnwire.tool_executor.running import Running
 from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 if TYPE_CHECKING:
+    from tests.fakes.images_server import FakeImages
     from tests.tool_executor.calling import Executor
 
 pytestmark = pytest.mark.mesh
 QUERY = {"query": "turnwire"}
+SKIP = tool_executor_service_pb2.RESOLUTION_SKIP
+PROVIDE = tool_executor_service_pb2.RESOLUTION_PROVIDE
 
 
 async def test_a_call_runs_once_and_its_outcome_is_given_again():
@@ -282,12 +288,87 @@ async def test_what_a_tool_does_not_take_is_refused():
     assert [] == fake.requests
 
 
-async def test_a_decision_about_a_lost_outcome_is_not_served_yet():
-    async with executor_of() as executor:
-        with pytest.raises(Unimplemented):
-            await executor.call(
-                "ResolveExecution", tool_executor_service_pb2.ResolveExecutionRequest(turn_id="t", call_id="c")
-            )
+async def test_a_lost_outcome_is_given_by_a_decision_and_by_no_second_one():
+    given = message_pb2.ToolResult(content="It hangs in the hall.")
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        await _lost(fake, executor)
+        decided = await executor.resolve(PROVIDE, result=given)
+        again = await executor.resolve(PROVIDE, result=given)
+        asked = await executor.run("photogen", {"prompt": "red"})
+        with pytest.raises(ExecutionNotInDoubt):
+            await executor.resolve(SKIP)
+        with pytest.raises(ExecutionNotInDoubt):
+            await executor.resolve(PROVIDE, result=message_pb2.ToolResult(content="No."))
+
+    assert SUCCEEDED == decided.state
+    assert decided == again
+    assert ([SUCCEEDED], "It hangs in the hall.", "photogen") == (
+        asked.states,
+        asked.result.content,
+        asked.result.name,
+    )
+    assert 1 == len(fake.requests)
+
+
+async def test_a_lost_outcome_that_was_skipped_stays_unknown():
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        await _lost(fake, executor)
+        assert UNKNOWN == (await executor.resolve(SKIP)).state
+        assert UNKNOWN == (await executor.resolve(SKIP)).state
+        with pytest.raises(ExecutionNotInDoubt):
+            await executor.resolve(PROVIDE, result=message_pb2.ToolResult(content="Too late."))
+
+
+async def test_there_is_nothing_to_decide_about_what_has_an_outcome_or_is_not_there():
+    async with fake_search() as fake, executor_of(searching(fake)) as executor:
+        await executor.run("web_search", QUERY)
+        with pytest.raises(ExecutionNotInDoubt):
+            await executor.resolve(SKIP)
+        with pytest.raises(NotFound):
+            await executor.resolve(SKIP, "call_2")
+        for more in ({"resolution": SKIP, "result": message_pb2.ToolResult()}, {"resolution": PROVIDE}, {}):
+            with pytest.raises(InvalidArgument):
+                await executor.resolve(**{"resolution": 0} | more)  # pyright: ignore[reportArgumentType] - as a caller may err
+
+
+async def test_a_call_is_not_repeated_while_it_runs():
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        fake.script = ["hang"]
+        running = asyncio.create_task(executor.run("photogen", {"prompt": "red"}))
+        await fake.asked.wait()
+        with pytest.raises(ResourceInUse):
+            await executor.run("photogen", {"prompt": "red"}, "call_2", retry_of="call_1")
+        fake.gate.set()
+        await running
+
+    assert 1 == len(fake.requests)
+
+
+async def test_only_the_mesh_says_which_owner_of_a_turn_it_is():
+    async with (
+        fake_search() as fake,
+        running_mesh(
+            services=("tool_executor",), providers={"tool_executor": [searching(fake)]}, access=TWO_TENANTS
+        ) as mesh,
+        calling(mesh, KEYS["alice"]) as alice,
+        calling(mesh, mesh_token(TWO_TENANTS["mesh_secret"], "agent")) as agent,
+    ):
+        with pytest.raises(PermissionDenied, match="owner_epoch"):
+            await alice.run("web_search", QUERY, owner_epoch=9)
+        with pytest.raises(PermissionDenied, match="owner_epoch"):
+            await alice.cancel(epoch=9)
+        ran = await agent.run("web_search", QUERY, owner_epoch=1)
+
+    assert not ran.result.HasField("failure")
+
+
+async def _lost(fake: FakeImages, executor: Executor) -> None:
+    """A picture is asked for, and the call is stopped when it is on its way."""
+    fake.script = ["hang"]
+    running = asyncio.create_task(executor.run("photogen", {"prompt": "red"}))
+    await fake.asked.wait()
+    assert UNKNOWN == (await executor.cancel()).state
+    await running
 
 
 async def test_calls_of_another_tenant_are_not_there():
@@ -299,13 +380,13 @@ async def test_calls_of_another_tenant_are_not_there():
         calling(mesh, KEYS["alice"]) as alice,
         calling(mesh, KEYS["bob"]) as bob,
     ):
-        await alice.run("web_search", QUERY, owner_epoch=5)
+        await alice.run("web_search", QUERY)
         with pytest.raises(NotFound):
             await bob.execution()
         with pytest.raises(NotFound):
             await bob.cancel(epoch=0)
         # The same ids are another call there.
-        other = await bob.run("web_search", {"query": "nothing"}, owner_epoch=1)
+        other = await bob.run("web_search", {"query": "nothing"})
 
     assert '"results": []' in other.result.content
     assert 2 == len(fake.requests)

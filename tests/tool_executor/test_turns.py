@@ -165,9 +165,10 @@ async def test_cancelling_a_turn_stops_its_code_and_says_so():
 
 
 @pytest.mark.faults
-async def test_a_turn_whose_executor_dies_is_told_that_the_outcome_is_not_known():
+async def test_a_model_is_told_that_the_outcome_is_not_known_where_its_agent_says_so():
     async with _mesh("processes") as (mesh, client, _executor):
-        session = await session_of(client, tools=[_tool("code_interpreter")])
+        policy = agent_pb2.UNKNOWN_OUTCOME_POLICY_TELL_MODEL
+        session = await session_of(client, tools=[_tool("code_interpreter")], unknown_outcome_policy=policy)
         seen = asyncio.Event()
         events: list[event_pb2.StepEvent] = []
 

@@ -19,7 +19,7 @@ A message says what happened, where, and what to do next. One interceptor turns 
 # │   └── ToolDenied
 # ├── FailedPrecondition         FAILED_PRECONDITION  (abstract)
 # │   ├── SessionBusy, TurnFinished, TurnNotAwaitingInput, TurnCancelledEarly, TurnDeleted
-# │   ├── ResourceInUse, NotServed, Ambiguous, ProviderUnauthenticated
+# │   ├── ResourceInUse, NotServed, Ambiguous, ProviderUnauthenticated, ExecutionNotInDoubt
 # │   └── WeightsMissing, IsolationUnavailable, SchemaUnsupported
 # ├── SequenceOutOfRange         OUT_OF_RANGE
 # ├── ResourceExhausted          RESOURCE_EXHAUSTED   (abstract)
@@ -71,6 +71,7 @@ from turnwire.errors.requests import (
 )
 from turnwire.errors.states import (
     Ambiguous,
+    ExecutionNotInDoubt,
     FailedPrecondition,
     IsolationUnavailable,
     NotServed,
@@ -97,6 +98,7 @@ __all__ = [
     "DocumentRefused",
     "Draining",
     "EtagMismatch",
+    "ExecutionNotInDoubt",
     "FailedPrecondition",
     "FieldViolation",
     "Historic",

@@ -85,6 +85,20 @@ class TurnDeleted(FailedPrecondition):
         )
 
 
+class ExecutionNotInDoubt(FailedPrecondition):
+    """There is nothing to decide about a tool call."""
+
+    reason = error_pb2.ERROR_REASON_EXECUTION_NOT_IN_DOUBT
+
+    def __init__(self, call_id: str, state: str) -> None:
+        """Names how the call stands."""
+        super().__init__(
+            f"There is nothing to decide about call {call_id} ({state}): only an outcome that was lost, and about "
+            "which nobody has decided, can be resolved.",
+            metadata={"call_id": call_id, "state": state},
+        )
+
+
 class ResourceInUse(FailedPrecondition):
     """A resource is in use and cannot be deleted or changed."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from turnwire.errors import NotFound, Overloaded, Unavailable
+from turnwire.ids import new_id
 from turnwire.sandbox_runner.cage import Broken, Cage
 from turnwire.sandbox_runner.engines.port import EngineUnusable
 from turnwire.sandbox_runner.pieces import Finished, Returned
@@ -47,6 +48,10 @@ class Sandbox:
         self.cage = cage
         self.turn = asyncio.Lock()
         """Held by the run or the writing that is going on."""
+        self.instance_id = new_id("box")
+        """Another one for each cage."""
+        self.fresh = True
+        """No code has run in its cage."""
         self.used = time.monotonic()
         self.restarted = False
         """Its variables are gone since the last run."""
@@ -86,8 +91,8 @@ class Sandboxes:
         self._spawn(self._warm_up(self._warm[0]))
         self._spawn(self._close_idle())
 
-    async def open(self, key: Key) -> bool:
-        """Opens a sandbox; False when it was open.
+    async def open(self, key: Key) -> Sandbox:
+        """Opens a sandbox, or finds it open; one that has ended, and is not in use, is opened anew.
 
         Raises:
             Overloaded: there are as many as there may be.
@@ -96,16 +101,17 @@ class Sandboxes:
         found = self._open.get(key)
         if found is not None:
             found.used = time.monotonic()
-            return False
+            if not found.turn.locked():
+                async with found.turn:
+                    await self._renew(key, found)
+            return found
         opening = self._opening.get(key)
         if opening is not None:
-            await asyncio.shield(opening)
-            return False
+            return await asyncio.shield(opening)
         if len(self._open) + len(self._opening) >= self._settings.max_sandboxes:
             raise Overloaded(_SERVICE, limit=f"{self._settings.max_sandboxes} sandboxes", retry_after=30.0)
         opening = self._opening[key] = asyncio.create_task(self._opened(key))
-        await asyncio.shield(opening)
-        return True
+        return await asyncio.shield(opening)
 
     async def write(self, key: Key, path: str, offset: int, data: bytes, *, last: bool) -> str:
         """Writes a piece of a file; returns what is wrong with it, or nothing.
@@ -136,7 +142,7 @@ class Sandboxes:
         async with sandbox.turn:
             await self._renew(key, sandbox)
             yield Started(restarted=sandbox.restarted, workspace_lost=sandbox.lost)
-            sandbox.restarted = sandbox.lost = False
+            sandbox.restarted = sandbox.lost = sandbox.fresh = False
             finished = False
             pieces = sandbox.cage.run(code, call_id, seconds, self._returned)
             try:
@@ -190,7 +196,8 @@ class Sandboxes:
             return
         await sandbox.cage.close()
         sandbox.cage = await self._cage()
-        sandbox.restarted = sandbox.lost = True
+        sandbox.instance_id = new_id("box")
+        sandbox.restarted = sandbox.lost = sandbox.fresh = True
 
     async def _cage(self) -> Cage:
         """Returns a cage that nobody has used: one that waits, or a new one."""

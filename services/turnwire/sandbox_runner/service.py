@@ -49,8 +49,10 @@ class SandboxRunnerServicer(SandboxRunnerServiceServicer):
     async def OpenSandbox(self, request: messages.OpenSandboxRequest, context: Context) -> messages.OpenSandboxResponse:
         """Opens the sandbox of a session, or finds it open."""
         validation.check_id(request.sandbox_id)
-        created = await self._sandboxes.open((current().tenant, request.sandbox_id))
-        return messages.OpenSandboxResponse(engine=self._sandboxes.engine, created=created)
+        opened = await self._sandboxes.open((current().tenant, request.sandbox_id))
+        return messages.OpenSandboxResponse(
+            engine=self._sandboxes.engine, created=opened.fresh, instance_id=opened.instance_id
+        )
 
     async def WriteFiles(
         self, request_iterator: AsyncIterator[messages.WriteFilesRequest], context: Context

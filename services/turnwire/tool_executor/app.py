@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING
+import json
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from turnwire.common.v1 import inspect_service_pb2
 from turnwire.errors import TurnwireError
 from turnwire.runtime.fetch import GuardedFetcher
+from turnwire.tool_executor import journal as journals
 from turnwire.tool_executor.artifact_service import ArtifactServicer
 from turnwire.tool_executor.artifacts import Artifacts, FolderBlobs
 from turnwire.tool_executor.attachments import Attachments
@@ -25,9 +27,10 @@ from turnwire.tool_executor.tools.port import Surroundings
 from turnwire.tool_executor.v1.artifact_service_pb2_grpc import add_ArtifactServiceServicer_to_server
 from turnwire.tool_executor.v1.tool_executor_service_pb2_grpc import add_ToolExecutorServiceServicer_to_server
 from turnwire.tool_executor.v1.tool_service_pb2_grpc import add_ToolServiceServicer_to_server
+from turnwire.tool_executor.workspaces import Workspaces
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Coroutine
 
     import grpc
 
@@ -42,17 +45,22 @@ _UPKEEP_SECONDS = 6 * 3600.0
 @asynccontextmanager
 async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncGenerator[None]:
     """Adds the tool executor service to a server, and closes on exit what it opened."""
+    settings = context.settings
     built: list[tuple[str, Provider]] = [
-        (entry.provider_type, PROVIDERS.build(entry)) for entry in context.settings.providers.tool_executor
+        (entry.provider_type, PROVIDERS.build(entry)) for entry in settings.providers.tool_executor
     ]
-    store = await context.open_store(SCHEMA)
-    executions: Executions | None = None
-    upkeep: asyncio.Task[None] | None = None
-    try:
-        artifacts = Artifacts(store, await FolderBlobs.open(context.data_dir / "artifacts"), context.settings.artifacts)
-        tools = Tools(store, [provider for _, provider in built])
+    # On SQLite a service is one process: it holds the lock of the database.
+    alone = settings.store.url == "sqlite"
+    async with AsyncExitStack() as stack:
+        store = await context.open_store(SCHEMA)
+        stack.push_async_callback(store.close)
         journal = Journal(store, context.instance_id)
-        executions = Executions(journal, tools, artifacts, Attachments(artifacts, GuardedFetcher()), context.draining)
+        await journal.hold(None if alone else settings.agent.lease_seconds)
+        stack.push_async_callback(_released, journal)
+        artifacts = Artifacts(store, await FolderBlobs.open(context.data_dir / "artifacts"), settings.artifacts)
+        tools = Tools(store, [provider for _, provider in built])
+        attachments = Attachments(artifacts, GuardedFetcher())
+        executions = Executions(journal, tools, artifacts, attachments, context.draining)
         add_ToolExecutorServiceServicer_to_server(ToolExecutorServicer(executions), server)
         add_ToolServiceServicer_to_server(ToolServicer(tools), server)
         add_ArtifactServiceServicer_to_server(ArtifactServicer(artifacts), server)
@@ -62,19 +70,57 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
 
         context.add_providers(described)
         await journal.recover()
-        surroundings = Surroundings(directory, artifacts)
+        for _, provider in built:
+            stack.push_async_callback(provider.close)
+        surroundings = Surroundings(directory, artifacts, Workspaces(store))
         await asyncio.gather(*(provider.start(surroundings) for _, provider in built))
-        upkeep = asyncio.create_task(_keep_up(journal, artifacts), name="upkeep of the tool executor")
+        await stack.enter_async_context(_beside(_keep_up(journal, artifacts), "upkeep of the tool executor"))
+        if not alone:
+            stack.callback(store.listen(journals.STOPS, lambda text: _heard(executions, text)))
+            sharing = _share(journal, executions, settings.agent.lease_seconds, settings.agent.lease_renew_seconds)
+            await stack.enter_async_context(_beside(sharing, "lease of the tool executor"))
+        try:
+            yield
+        finally:
+            # The lease is renewed until all is left.
+            await executions.close(settings.agent.drain_seconds if context.draining.is_set() else 0.0)
+
+
+@asynccontextmanager
+async def _beside(work: Coroutine[Any, Any, None], name: str) -> AsyncGenerator[None]:
+    """Does something in the background, until the context is left."""
+    task = asyncio.create_task(work, name=name)
+    try:
         yield
     finally:
-        if upkeep is not None:
-            upkeep.cancel()
-            with suppress(asyncio.CancelledError):
-                await upkeep
-        if executions is not None:
-            await executions.close()
-        await asyncio.gather(*(provider.close() for _, provider in built), return_exceptions=True)
-        await store.close()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _released(journal: Journal) -> None:
+    try:
+        await journal.release()
+    except TurnwireError as error:
+        # Others wait for the end of the lease then.
+        _log.warning("lease_not_released", reason=error.message)
+
+
+async def _share(journal: Journal, executions: Executions, seconds: float, renew_seconds: float) -> None:
+    """Renews the lease of this process, and does what replicas have left to it: calls without a process, and stops."""
+    while True:
+        await asyncio.sleep(renew_seconds)
+        try:
+            await journal.hold(seconds)
+            await journal.recover()
+            for key in await journal.to_stop():
+                executions.stop(key)
+        except TurnwireError as error:
+            _log.warning("lease_not_renewed", reason=error.message)
+
+
+def _heard(executions: Executions, text: str) -> None:
+    tenant, turn_id, call_id = json.loads(text)
+    executions.stop((tenant, turn_id, call_id))
 
 
 async def _keep_up(journal: Journal, artifacts: Artifacts) -> None:

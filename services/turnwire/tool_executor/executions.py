@@ -7,7 +7,7 @@ import json
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 from jsonschema import Draft202012Validator
@@ -17,6 +17,7 @@ from turnwire.errors import Draining, Internal, InvalidArgument, NotServed, Stor
 from turnwire.runtime.identity import acting_as
 from turnwire.tool_executor import journal as journals
 from turnwire.tool_executor import results
+from turnwire.tool_executor.journal import Seen
 from turnwire.tool_executor.limits import LimitPassed, Limits, wanted_total, with_wishes
 from turnwire.tool_executor.locks import KeyedLocks
 from turnwire.tool_executor.running import Running, at
@@ -33,11 +34,14 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.store.executions import ExecutionRow, Key, State
     from turnwire.tool_executor.tools.port import Piece, Provider
     from turnwire.tool_executor.v1 import tool_pb2
+    from turnwire.tool_executor.workspaces import Snapshot
 
 _log = structlog.get_logger(__name__)
 
 _FAILED = execution_pb2.EXECUTION_STATE_FAILED
 _CANCELLED = execution_pb2.EXECUTION_STATE_CANCELLED
+_FOLLOW_SECONDS = 0.2
+"""So often it is looked for the outcome of a call that another process runs."""
 _WRITE_SECONDS = 60.0
 """So long an outcome is offered to a store that does not take it."""
 
@@ -51,6 +55,13 @@ class _Work:
     tool: tool_pb2.Tool
     provider: Provider
     limits: Limits
+
+
+class _Outcome(NamedTuple):
+    state: State.ValueType
+    result: message_pb2.ToolResult
+    workspace: Snapshot | None = None
+    """What the tool has left in the sandbox of the session."""
 
 
 class _NotSent(Exception):
@@ -88,21 +99,26 @@ class Executions:
             InvalidArgument: the tool takes no files, or no credential.
             IdempotencyConflict: the call was asked for with something else.
             NotOwner: a later owner of the turn has been here.
+            ResourceInUse: the call that it repeats still runs.
         """
         ask = journals.ask_of(tenant, request)
-        async with self._locks.held(ask.key):
-            row = await self._journal.find(ask)
-            running = self._running.get(ask.key)
-            if running is None and (row is None or not row.ended):
-                row, running = await self._taken_up(ask, row, request)
-        if running is None:
-            assert row is not None
-            yield at(row.state)
-            yield tool_executor_service_pb2.ExecuteToolResponse(result=journals.described(row).result)
-            return
-        async with aclosing(running.read()) as responses:
-            async for response in responses:
-                yield response
+        while True:
+            async with self._locks.held(ask.key):
+                running = self._running.get(ask.key)
+                seen = await self._journal.find(ask, here=running is not None)
+                if running is None and (seen is None or not (seen.row.ended or seen.elsewhere)):
+                    seen, running = await self._taken_up(ask, request, new=seen is None)
+            if running is not None:
+                async with aclosing(running.read()) as responses:
+                    async for response in responses:
+                        yield response
+                return
+            assert seen is not None
+            yield at(seen.row.state)
+            row = await self._followed(seen) if seen.elsewhere else seen.row
+            if row.ended:
+                yield tool_executor_service_pb2.ExecuteToolResponse(result=journals.described(row).result)
+                return
 
     async def get(self, key: Key) -> execution_pb2.Execution:
         """Returns a call as the journal has it.
@@ -119,55 +135,75 @@ class Executions:
             NotFound: nobody has asked for it, and the canceller is no owner.
             NotOwner: a later owner of the turn has been here.
         """
-        async with self._locks.held(key):
-            row = await self._journal.fence(key, owner_epoch)
-            running = self._running.get(key)
-            if running is None and not row.ended:
-                # No process has it: either nothing was sent that counts, or nobody knows what came of it.
-                row = await self._left(row)
-            elif running is not None:
-                running.stop()
-        if running is None:
-            return journals.described(row)
-        await running.ended()
-        return await self.get(key)
+        while True:
+            async with self._locks.held(key):
+                running = self._running.get(key)
+                seen = await self._journal.fence(key, owner_epoch, here=running is not None)
+                row = seen.row
+                if running is not None:
+                    running.stop()
+                elif not row.ended and not seen.elsewhere:
+                    row = await self._journal.stop_left(key)
+            if running is not None:
+                await running.ended()
+                return await self.get(key)
+            if seen.elsewhere:
+                row = await self._followed(seen)
+            if row.ended:
+                return journals.described(row)
 
-    async def close(self) -> None:
-        """Leaves what runs; its rows tell the next process how far it was."""
+    async def resolve(self, key: Key, result: message_pb2.ToolResult | None) -> execution_pb2.Execution:
+        """Takes a decision about a call whose outcome was lost: it has a result, or stays unknown.
+
+        Raises:
+            NotFound: nobody has asked for the call.
+            ExecutionNotInDoubt: there is nothing to decide, or something else was decided.
+        """
+        return journals.described(await self._journal.resolve(key, result))
+
+    def stop(self, key: Key) -> None:
+        """Stops a call if it runs here; somebody has asked another process."""
+        running = self._running.get(key)
+        if running is not None:
+            running.stop()
+
+    async def close(self, grace_seconds: float = 0.0) -> None:
+        """Gives what runs so long to end, then leaves it; its rows tell the next process how far it was."""
         left = list(self._running.values())
         tasks = [running.task for running in left if running.task is not None]
+        if tasks and grace_seconds:
+            await asyncio.wait(tasks, timeout=grace_seconds)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for running in left:
             running.fail(Draining(service="tool_executor"))
 
+    async def _followed(self, seen: Seen) -> ExecutionRow:
+        """Waits for a call that another process runs: for its outcome, or until that process has left it."""
+        while seen.elsewhere:
+            await asyncio.sleep(_FOLLOW_SECONDS)
+            seen = await self._journal.look(seen.row.key)
+        return seen.row
+
     async def _taken_up(
-        self, ask: Ask, row: ExecutionRow | None, request: tool_executor_service_pb2.ExecuteToolRequest
-    ) -> tuple[ExecutionRow, Running | None]:
-        """Starts a call, or decides about one that a process has left open."""
-        if row is not None and row.state == execution_pb2.EXECUTION_STATE_DISPATCHED and not row.idempotent:
-            result = journals.lost_result(row.call_id, row.tool_id)
-            return await self._journal.ended(row.key, journals.UNKNOWN, result), None
+        self, ask: Ask, request: tool_executor_service_pb2.ExecuteToolRequest, *, new: bool
+    ) -> tuple[Seen, Running | None]:
+        """Starts a call that is new, or that a process has left before anything was sent that counts."""
         if self._draining.is_set():
             raise Draining(service="tool_executor")
         found = await self._tools.resolve(ask.key[0], ask.name)
         work = _work(ask, request, found)
-        if row is None:
-            row = await self._journal.begin(ask, tool_id=work.tool.tool_id, idempotent=work.tool.idempotent)
-            problem = argument_problem(work.tool, ask.arguments_json)
-            if problem is not None:
-                return await self._journal.ended(row.key, _FAILED, _refused(ask, work.tool, *problem)), None
-        else:
-            await self._journal.take_up(row.key)
+        seen, ours = await self._journal.claim(ask, tool_id=work.tool.tool_id, idempotent=work.tool.idempotent)
+        if not ours:
+            return seen, None
+        problem = argument_problem(work.tool, ask.arguments_json) if new else None
+        if problem is not None:
+            row = await self._journal.ended(ask.key, _FAILED, _refused(ask, work.tool, *problem))
+            return Seen(row, elsewhere=False), None
         running = self._running[ask.key] = Running(ask.key)
         running.task = asyncio.create_task(self._run(running, work), name=f"execution {ask.key[2]}")
-        return row, running
-
-    async def _left(self, row: ExecutionRow) -> ExecutionRow:
-        if row.state == execution_pb2.EXECUTION_STATE_DISPATCHED and not row.idempotent:
-            return await self._journal.ended(row.key, journals.UNKNOWN, journals.lost_result(row.call_id, row.tool_id))
-        return await self._journal.ended(row.key, _CANCELLED, journals.stopped(row.call_id, row.tool_id))
+        return seen, running
 
     async def _run(self, running: Running, work: _Work) -> None:
         """Runs a call to its outcome. It has no caller: those who asked may go, and their deadlines with them."""
@@ -177,14 +213,16 @@ class Executions:
             with acting_as(tenant):
                 structlog.contextvars.bind_contextvars(turn_id=turn_id, call_id=call_id, tool=work.tool.tool_id)
                 begun = time.monotonic()
-                state, result = await self._outcome(running, work)
+                state, result, workspace = await self._outcome(running, work)
                 # From here on it is not stopped any more: there is an outcome, and it has to be written down.
                 running.settled = True
                 result.call_id, result.name = call_id, work.ask.name
                 result.content = results.clean(result.content)
                 await results.fit(result, self._artifacts, tenant=tenant, session_id=work.ask.session_id)
                 result.duration.FromMilliseconds(int((time.monotonic() - begun) * 1000))
-                row = await self._written(running.key, state, result)
+                row = await self._written(running.key, state, result, workspace)
+                if not row.ended:
+                    raise Draining(service="tool_executor")  # another process has it by now: ask there
                 _log.info("tool_executed", state=execution_pb2.ExecutionState.Name(row.state))
                 running.finish(journals.described(row).result)
         except TurnwireError as error:
@@ -199,7 +237,7 @@ class Executions:
         finally:
             self._running.pop(running.key, None)
 
-    async def _outcome(self, running: Running, work: _Work) -> tuple[State.ValueType, message_pb2.ToolResult]:
+    async def _outcome(self, running: Running, work: _Work) -> _Outcome:
         call_id, tool_id = work.ask.key[2], work.tool.tool_id
         sent = False
         try:
@@ -225,18 +263,22 @@ class Executions:
             result = message_pb2.ToolResult(content=answer.content, attachments=answer.attachments)
             if answer.failure is not None:
                 result.failure.CopyFrom(answer.failure)
-            return _FAILED if answer.failure is not None else execution_pb2.EXECUTION_STATE_SUCCEEDED, result
-        except (asyncio.CancelledError, _NotSent):
+            state = _FAILED if answer.failure is not None else execution_pb2.EXECUTION_STATE_SUCCEEDED
+            return _Outcome(state, result, answer.workspace)
+        except _NotSent:
+            # It is to be stopped, or another process has it: then this is not written.
+            return _Outcome(_CANCELLED, journals.stopped(call_id, tool_id))
+        except asyncio.CancelledError:
             if not running.stopping:
                 raise
             running.taken_back()
             if sent and not work.tool.idempotent and not work.provider.stops_when_left:
                 why = "it was stopped after it had been sent, and may go on"
-                return journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, why))
-            return _CANCELLED, _with(running, journals.stopped(call_id, tool_id))
+                return _Outcome(journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, why)))
+            return _Outcome(_CANCELLED, _with(running, journals.stopped(call_id, tool_id)))
         except OutcomeLost as lost:
             if not work.tool.idempotent:
-                return journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, str(lost)))
+                return _Outcome(journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, str(lost))))
             result = results.failed(
                 call_id, tool_id, error_pb2.ERROR_REASON_TOOL_FAILED, f"{tool_id} failed: {lost}.", retryable=True
             )
@@ -250,7 +292,7 @@ class Executions:
             _log.exception("tool_defect")
             message = f"{tool_id} failed by a defect of Turnwire; the logs of the tool executor have the trace."
             result = results.failed(call_id, tool_id, error_pb2.ERROR_REASON_INTERNAL, message)
-        return _FAILED, _with(running, result)
+        return _Outcome(_FAILED, _with(running, result))
 
     async def _pieces(self, work: _Work) -> AsyncGenerator[Piece]:
         """Yields what a tool gives, within the limits of the execution."""
@@ -287,13 +329,15 @@ class Executions:
                     case Answer():
                         pass
 
-    async def _written(self, key: Key, state: State.ValueType, result: message_pb2.ToolResult) -> ExecutionRow:
+    async def _written(
+        self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, workspace: Snapshot | None
+    ) -> ExecutionRow:
         """Writes an outcome down, patiently: what was done once is not to be forgotten over a full disk."""
         ends = time.monotonic() + _WRITE_SECONDS
         pause = 0.05
         while True:
             try:
-                return await self._journal.ended(key, state, result)
+                return await self._journal.ended(key, state, result, workspace)
             except StoreUnavailable:
                 if time.monotonic() > ends:
                     raise

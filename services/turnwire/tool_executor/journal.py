@@ -1,30 +1,35 @@
 """The journal of executions: one row a call, whose unique insert is the lock, and which no later asker can bend.
 
 An execution is prepared, then dispatched, then has an outcome. What was dispatched when its process died is run again
-only when the tool is idempotent; otherwise its outcome is unknown, and stays so.
+only when the tool is idempotent; otherwise its outcome is unknown, until somebody decides. Each process has a lease:
+what one without it has left open is for others to take up.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
 from turnwire.common.v1 import error_pb2, message_pb2
-from turnwire.errors import IdempotencyConflict, NotFound, NotOwner
+from turnwire.errors import ExecutionNotInDoubt, IdempotencyConflict, NotFound, NotOwner, ResourceInUse
 from turnwire.tool_executor.results import failed
 from turnwire.tool_executor.store import executions as stored
+from turnwire.tool_executor.store import executors, workspaces
 from turnwire.tool_executor.store.executions import ExecutionRow
-from turnwire.tool_executor.v1 import execution_pb2
+from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
 
 if TYPE_CHECKING:
     from turnwire.runtime.storage import Store, Transaction
     from turnwire.tool_executor.store.executions import Key, State
-    from turnwire.tool_executor.v1 import tool_executor_service_pb2
+    from turnwire.tool_executor.workspaces import Snapshot
 
 _log = structlog.get_logger(__name__)
+STOPS = "tool_stops"
+"""The topic of calls that the process which runs them is to stop."""
 KEPT_SECONDS = 30 * 24 * 3600
 """So long an outcome is kept: as long as the id of a deleted turn."""
 
@@ -65,6 +70,15 @@ def ask_of(tenant: str, request: tool_executor_service_pb2.ExecuteToolRequest) -
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A call as the journal has it."""
+
+    row: ExecutionRow
+    elsewhere: bool
+    """Another process runs it."""
+
+
 class Journal:
     """Writes down executions for one process."""
 
@@ -73,67 +87,86 @@ class Journal:
         self._store = store
         self._executor = executor
 
-    async def find(self, ask: Ask) -> ExecutionRow | None:
-        """Returns the row of a call that was asked for before; None for a new one.
+    async def find(self, ask: Ask, *, here: bool) -> Seen | None:
+        """Returns how a call stands that was asked for before; None for a new one. `here`: this process runs it.
+
+        One that a process has left after it was sent has its outcome from now on, if it may not be repeated.
 
         Raises:
             NotOwner: a later owner of the turn has been here.
             IdempotencyConflict: the call was asked for with something else.
         """
 
-        async def unit(tx: Transaction) -> ExecutionRow | None:
+        async def unit(tx: Transaction) -> Seen | None:
             await _fenced(tx, ask.key, ask.owner_epoch)
             row = await stored.get(tx, ask.key)
-            # What was cancelled before it came has no digest: whatever it was, it never runs.
-            if row is not None and row.request_digest not in {"", ask.digest}:
-                raise IdempotencyConflict("call_id", row.call_id)
-            return row
+            if row is None:
+                return None
+            _check_same(row, ask)
+            return await self._seen(tx, row, here=here)
 
         return await self._store.write(unit)
 
-    async def begin(self, ask: Ask, *, tool_id: str, idempotent: bool) -> ExecutionRow:
-        """Takes a new call up; returns its row."""
-        row = ExecutionRow(
-            *ask.key,
-            tool_id=tool_id,
-            request_digest=ask.digest,
-            arguments_sha256=ask.arguments_sha256,
-            owner_epoch=ask.owner_epoch,
-            state=execution_pb2.EXECUTION_STATE_PREPARED,
-            idempotent=idempotent,
-            executor=self._executor,
-            retry_of=ask.retry_of,
-            prepare_time=stored.now(),
-        )
+    async def look(self, key: Key) -> Seen:
+        """Returns how a call stands, and decides nothing.
 
-        async def unit(tx: Transaction) -> None:
+        Raises:
+            NotFound: nobody has asked for it.
+        """
+
+        async def unit(tx: Transaction) -> Seen:
+            row = await _existing(tx, key)
+            return Seen(row, await self._is_elsewhere(tx, row))
+
+        return await self._store.read(unit)
+
+    async def claim(self, ask: Ask, *, tool_id: str, idempotent: bool) -> tuple[Seen, bool]:
+        """Takes up a new call, or one that a process has left; returns how it stands, and True when it is this one's.
+
+        Raises:
+            NotOwner: a later owner of the turn has been here.
+            IdempotencyConflict: the call was asked for with something else.
+            ResourceInUse: the call that it repeats still runs.
+        """
+
+        async def unit(tx: Transaction) -> tuple[Seen, bool]:
             await _fenced(tx, ask.key, ask.owner_epoch)
-            await stored.insert(tx, row)
+            row = await stored.get(tx, ask.key)
+            if row is None:
+                await _check_retry(tx, ask)
+                row = self._prepared(ask, tool_id, idempotent=idempotent)
+                await stored.insert(tx, row)
+                return Seen(row, elsewhere=False), True
+            _check_same(row, ask)
+            seen = await self._seen(tx, row)
+            if seen.row.ended or seen.elsewhere:
+                return seen, False
+            await stored.taken_up(tx, row.key, self._executor)
+            return Seen(await _existing(tx, row.key), elsewhere=False), True
 
-        await self._store.write(unit)
-        return row
-
-    async def take_up(self, key: Key) -> None:
-        """Takes a call up again that a process has left before anything was sent that counts."""
-
-        async def unit(tx: Transaction) -> None:
-            await stored.taken_up(tx, key, self._executor)
-
-        await self._store.write(unit)
+        return await self._store.write(unit)
 
     async def dispatched(self, key: Key) -> bool:
-        """Notes that a call is sent now; False when it may not be: it is no longer prepared."""
+        """Notes that a call is sent now; False when it may not be: it is no longer prepared, or no longer ours."""
 
         async def unit(tx: Transaction) -> bool:
-            return await stored.dispatched(tx, key)
+            return await stored.dispatched(tx, key, self._executor)
 
         return await self._store.write(unit)
 
-    async def ended(self, key: Key, state: State.ValueType, result: message_pb2.ToolResult) -> ExecutionRow:
-        """Notes an outcome; returns the row with the first that was noted."""
+    async def ended(
+        self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, workspace: Snapshot | None = None
+    ) -> ExecutionRow:
+        """Notes an outcome of this process, and the workspace it left; returns the row with the first that was noted.
+
+        The row is another process's by now, and may be open, when this one was not heard of for too long.
+        """
 
         async def unit(tx: Transaction) -> ExecutionRow:
-            await stored.ended(tx, key, state, result.SerializeToString())
+            snapshot = workspace.snapshot_id if workspace is not None else ""
+            noted = await stored.ended(tx, key, self._executor, state, result.SerializeToString(), snapshot)
+            if noted and workspace is not None:
+                await workspaces.put(tx, key[0], workspace.session_id, snapshot, workspace.body())
             return await _existing(tx, key)
 
         return await self._store.write(unit)
@@ -150,21 +183,26 @@ class Journal:
 
         return await self._store.read(unit)
 
-    async def fence(self, key: Key, owner_epoch: int) -> ExecutionRow:
-        """Returns the row of a call that its turn's owner wants to stop; earlier owners are refused from now on.
+    async def fence(self, key: Key, owner_epoch: int, *, here: bool) -> Seen:
+        """Returns how a call stands that its turn's owner wants to stop; earlier owners are refused from now on.
 
-        A call that has not come yet is noted as stopped, so that it never runs: an owner says so with its epoch.
+        `here`: this process runs it. A call that has not come yet is noted as stopped, so that it never runs: an owner
+        says so with its epoch. The process that runs it elsewhere is told.
 
         Raises:
             NotOwner: a later owner of the turn has been here.
             NotFound: nobody has asked for the call, and the canceller is no owner.
         """
 
-        async def unit(tx: Transaction) -> ExecutionRow:
+        async def unit(tx: Transaction) -> Seen:
             await _fenced(tx, key, owner_epoch)
             row = await stored.get(tx, key)
             if row is not None:
-                return row
+                seen = await self._seen(tx, row, here=here)
+                if seen.elsewhere:
+                    await stored.wish_stop(tx, key)
+                    await tx.notify(STOPS, json.dumps(key))
+                return seen
             if owner_epoch < 1:
                 raise NotFound("execution", key[2])
             now = stored.now()
@@ -182,23 +220,72 @@ class Journal:
                 result=stopped(key[2], "").SerializeToString(),
             )
             await stored.insert(tx, row)
-            return row
+            return Seen(row, elsewhere=False)
 
         return await self._store.write(unit)
 
-    async def recover(self) -> int:
-        """Decides about what other processes have left open; on SQLite there are no others that live.
+    async def stop_left(self, key: Key) -> ExecutionRow:
+        """Ends a call that no process has: nothing was sent that counts, or nobody knows what came of it."""
 
-        Returns how many outcomes are unknown from now on.
+        async def unit(tx: Transaction) -> ExecutionRow:
+            seen = await self._seen(tx, await _existing(tx, key))
+            if not seen.row.ended and not seen.elsewhere:
+                await stored.taken_up(tx, key, self._executor)
+                result = stopped(key[2], seen.row.tool_id).SerializeToString()
+                await stored.ended(tx, key, self._executor, execution_pb2.EXECUTION_STATE_CANCELLED, result)
+            return await _existing(tx, key)
+
+        return await self._store.write(unit)
+
+    async def resolve(self, key: Key, result: message_pb2.ToolResult | None) -> ExecutionRow:
+        """Takes a decision about a call whose outcome was lost: it has a result, or stays unknown.
+
+        Raises:
+            NotFound: nobody has asked for the call.
+            ExecutionNotInDoubt: there is nothing to decide, or something else was decided.
         """
+        resolution = SKIP if result is None else PROVIDE
+
+        async def unit(tx: Transaction) -> ExecutionRow:
+            row = await _existing(tx, key)
+            kept = message_pb2.ToolResult.FromString(row.result or b"")
+            given = kept
+            if result is not None:
+                given = message_pb2.ToolResult()
+                given.CopyFrom(result)
+                given.call_id, given.name = key[2], kept.name
+            if row.resolution == resolution and given == kept:
+                return row
+            if row.state != UNKNOWN or row.resolution:
+                raise ExecutionNotInDoubt(key[2], execution_pb2.ExecutionState.Name(row.state))
+            state = UNKNOWN if result is None else _state_of(given)
+            await stored.resolved(tx, key, resolution, state, given.SerializeToString())
+            return await _existing(tx, key)
+
+        return await self._store.write(unit)
+
+    async def hold(self, seconds: float | None) -> None:
+        """Makes the lease of this process last from now; None: it holds the lock of its database, and is alone."""
+
+        async def unit(tx: Transaction) -> None:
+            if seconds is None:
+                await executors.end_all(tx)
+            await executors.take(tx, self._executor, seconds)
+
+        await self._store.write(unit)
+
+    async def release(self) -> None:
+        """Gives the lease back: what this process has left is for whoever looks next."""
+        await self._store.write(lambda tx: executors.end(tx, self._executor))
+
+    async def recover(self) -> int:
+        """Decides about what processes without a lease have left open; returns how many outcomes are unknown now."""
 
         async def unit(tx: Transaction) -> int:
             lost = 0
-            for row in await stored.open_of_others(tx, self._executor):
-                if row.state == execution_pb2.EXECUTION_STATE_DISPATCHED and not row.idempotent:
-                    await stored.ended(tx, row.key, UNKNOWN, lost_result(row.call_id, row.tool_id).SerializeToString())
-                    lost += 1
-                else:
+            for row in await stored.abandoned(tx):
+                lost += (await self._seen(tx, row)).row.ended
+                if row.idempotent:
                     await stored.taken_up(tx, row.key, row.executor)
             return lost
 
@@ -207,16 +294,55 @@ class Journal:
             _log.warning("outcomes_unknown", executions=lost)
         return lost
 
+    async def to_stop(self) -> list[Key]:
+        """Returns the calls of this process that somebody wants stopped."""
+
+        async def unit(tx: Transaction) -> list[Key]:
+            return [row.key for row in await stored.to_stop(tx, self._executor)]
+
+        return await self._store.read(unit)
+
     async def forget(self) -> int:
         """Removes outcomes that are too old to be asked for; returns how many."""
 
         async def unit(tx: Transaction) -> int:
+            await executors.sweep(tx)
             return await stored.forget_ended(tx, stored.now() - KEPT_SECONDS * 1_000_000)
 
         return await self._store.write(unit)
 
+    async def _seen(self, tx: Transaction, row: ExecutionRow, *, here: bool = False) -> Seen:
+        """How a call stands; what was sent by a process that has left it, and may not be repeated, ends here."""
+        if here:
+            return Seen(row, elsewhere=False)
+        elsewhere = await self._is_elsewhere(tx, row)
+        if row.state == execution_pb2.EXECUTION_STATE_DISPATCHED and not row.idempotent and not elsewhere:
+            result = lost_result(row.call_id, row.tool_id).SerializeToString()
+            await stored.ended(tx, row.key, row.executor, UNKNOWN, result)
+            row = await _existing(tx, row.key)
+        return Seen(row, elsewhere)
+
+    async def _is_elsewhere(self, tx: Transaction, row: ExecutionRow) -> bool:
+        return not row.ended and row.executor != self._executor and await executors.alive(tx, row.executor)
+
+    def _prepared(self, ask: Ask, tool_id: str, *, idempotent: bool) -> ExecutionRow:
+        return ExecutionRow(
+            *ask.key,
+            tool_id=tool_id,
+            request_digest=ask.digest,
+            arguments_sha256=ask.arguments_sha256,
+            owner_epoch=ask.owner_epoch,
+            state=execution_pb2.EXECUTION_STATE_PREPARED,
+            idempotent=idempotent,
+            executor=self._executor,
+            retry_of=ask.retry_of,
+            prepare_time=stored.now(),
+        )
+
 
 UNKNOWN = execution_pb2.EXECUTION_STATE_OUTCOME_UNKNOWN
+SKIP = tool_executor_service_pb2.RESOLUTION_SKIP
+PROVIDE = tool_executor_service_pb2.RESOLUTION_PROVIDE
 
 
 def stopped(call_id: str, tool_id: str) -> message_pb2.ToolResult:
@@ -264,6 +390,25 @@ async def _fenced(tx: Transaction, key: Key, owner_epoch: int) -> None:
     if owner_epoch < await stored.highest_epoch(tx, tenant, turn_id):
         raise NotOwner(turn_id)
     await stored.raise_epoch(tx, key, owner_epoch)
+
+
+def _check_same(row: ExecutionRow, ask: Ask) -> None:
+    # What was cancelled before it came has no digest: whatever it was, it never runs.
+    if row.request_digest not in {"", ask.digest}:
+        raise IdempotencyConflict("call_id", row.call_id)
+
+
+async def _check_retry(tx: Transaction, ask: Ask) -> None:
+    """Refuses to repeat what has not ended: it would run twice at once."""
+    earlier = await stored.get(tx, (*ask.key[:2], ask.retry_of)) if ask.retry_of else None
+    if earlier is not None and not earlier.ended:
+        raise ResourceInUse("execution", ask.retry_of, used_by="the tool: it still runs")
+
+
+def _state_of(result: message_pb2.ToolResult) -> State.ValueType:
+    if result.HasField("failure"):
+        return execution_pb2.EXECUTION_STATE_FAILED
+    return execution_pb2.EXECUTION_STATE_SUCCEEDED
 
 
 async def _existing(tx: Transaction, key: Key) -> ExecutionRow:

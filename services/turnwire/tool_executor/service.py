@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
+from turnwire.errors import PermissionDenied
 from turnwire.runtime.identity import current
-from turnwire.runtime.unimplemented import unimplemented
 from turnwire.tool_executor import validation
 from turnwire.tool_executor.v1 import tool_executor_service_pb2 as messages
 from turnwire.tool_executor.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceServicer
@@ -33,6 +33,7 @@ class ToolExecutorServicer(ToolExecutorServiceServicer):
     ) -> AsyncIterator[messages.ExecuteToolResponse]:
         """Executes a call, attaches to it, or returns its outcome."""
         validation.check_execute(request)
+        _check_owner(request.owner_epoch)
         async with aclosing(self._executions.execute(current().tenant, request)) as responses:
             async for response in responses:
                 yield response
@@ -50,16 +51,26 @@ class ToolExecutorServicer(ToolExecutorServiceServicer):
     ) -> messages.CancelExecutionResponse:
         """Stops a call."""
         validation.check_call(request.turn_id, request.call_id, request.owner_epoch)
+        _check_owner(request.owner_epoch)
         key = (current().tenant, request.turn_id, request.call_id)
         execution = await self._executions.cancel(key, request.owner_epoch)
         return messages.CancelExecutionResponse(execution=execution)
 
-    @unimplemented(
-        "ToolExecutorService/ResolveExecution",
-        "The model is told that the outcome is not known; a new call with `retry_of` repeats it.",
-    )
     async def ResolveExecution(
         self, request: messages.ResolveExecutionRequest, context: Context
     ) -> messages.ResolveExecutionResponse:
-        """Is not served yet."""
-        raise NotImplementedError
+        """Decides about a call whose outcome was lost."""
+        validation.check_resolve(request)
+        key = (current().tenant, request.turn_id, request.call_id)
+        result = request.result if request.resolution == messages.RESOLUTION_PROVIDE else None
+        return messages.ResolveExecutionResponse(execution=await self._executions.resolve(key, result))
+
+
+def _check_owner(owner_epoch: int) -> None:
+    """Only the mesh says which owner of a turn it is: anybody else could shut the turn's real owner out."""
+    caller = current()
+    if owner_epoch and caller.kind == "user":
+        raise PermissionDenied(
+            f"{caller.subject} is no service of the mesh and owns no turn: leave `owner_epoch` out.",
+            metadata={"subject": caller.subject},
+        )

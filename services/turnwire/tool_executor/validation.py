@@ -9,14 +9,16 @@ from typing import TYPE_CHECKING, Any
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
+from turnwire.common.v1 import error_pb2
 from turnwire.runtime.validation import Violations
 from turnwire.tool_executor.limits import LONGEST
+from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 if TYPE_CHECKING:
     from google.protobuf.internal.containers import ScalarMap
 
     from turnwire.common.v1 import generation_pb2, message_pb2
-    from turnwire.tool_executor.v1 import artifact_service_pb2, tool_executor_service_pb2, tool_service_pb2
+    from turnwire.tool_executor.v1 import artifact_service_pb2, tool_service_pb2
 
 MAX_NAME = 400
 MAX_ARGUMENTS = 1024 * 1024
@@ -72,6 +74,25 @@ def check_call(turn_id: str, call_id: str, owner_epoch: int = 0) -> None:
     _check_call_id(violations, "call_id", call_id)
     if owner_epoch < 0:
         violations.add("owner_epoch", "must not be negative")
+    violations.raise_if_any()
+
+
+def check_resolve(request: tool_executor_service_pb2.ResolveExecutionRequest) -> None:
+    """Requires a decision that can be taken."""
+    violations = Violations()
+    _check_name(violations, "turn_id", request.turn_id)
+    _check_call_id(violations, "call_id", request.call_id)
+    provides = request.resolution == tool_executor_service_pb2.RESOLUTION_PROVIDE
+    if not provides and request.resolution != tool_executor_service_pb2.RESOLUTION_SKIP:
+        violations.add("resolution", "is RESOLUTION_SKIP or RESOLUTION_PROVIDE")
+    if request.HasField("result") != provides:
+        violations.add("result", "goes with RESOLUTION_PROVIDE, which needs it")
+    if request.result.call_id not in {"", request.call_id}:
+        violations.add("result.call_id", "is that of the call, or empty")
+    if request.result.failure.reason == error_pb2.ERROR_REASON_OUTCOME_UNKNOWN:
+        violations.add("result.failure.reason", "is none that decides: choose RESOLUTION_SKIP")
+    if request.result.ByteSize() > MAX_ARGUMENTS:
+        violations.add("result", f"has {request.result.ByteSize()} bytes; at most {MAX_ARGUMENTS} are kept")
     violations.raise_if_any()
 
 

@@ -204,6 +204,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED. What a tenant may keep is used up: remove something first. Metadata:
     `resource_type`, `used_bytes`, `limit_bytes`.
     """
+    ERROR_REASON_EXECUTION_NOT_IN_DOUBT: _ErrorReason.ValueType  # 50
+    """FAILED_PRECONDITION. There is nothing to decide about a tool call: its outcome is known, or
+    something else was decided. Metadata: `call_id`, `state`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an operation was refused or failed. The full name of the value travels in
@@ -389,6 +393,10 @@ Metadata: `turn_id`.
 ERROR_REASON_QUOTA_EXHAUSTED: ErrorReason.ValueType  # 49
 """RESOURCE_EXHAUSTED. What a tenant may keep is used up: remove something first. Metadata:
 `resource_type`, `used_bytes`, `limit_bytes`.
+"""
+ERROR_REASON_EXECUTION_NOT_IN_DOUBT: ErrorReason.ValueType  # 50
+"""FAILED_PRECONDITION. There is nothing to decide about a tool call: its outcome is known, or
+something else was decided. Metadata: `call_id`, `state`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -49,19 +49,25 @@ class OpenSandboxResponse(_message.Message):
 
     ENGINE_FIELD_NUMBER: _builtins.int
     CREATED_FIELD_NUMBER: _builtins.int
+    INSTANCE_ID_FIELD_NUMBER: _builtins.int
     engine: _builtins.str
     """How it is isolated, as `bubblewrap` or `landlock`."""
     created: _builtins.bool
-    """True when it was opened by this call: its workspace is empty and its interpreter new."""
+    """True when no code has run in it: its interpreter is new, and its workspace has only what
+    `WriteFiles` has put there since.
+    """
+    instance_id: _builtins.str
+    """Which one it is: another when it has ended and was opened anew."""
     def __init__(
         self,
         *,
         engine: _builtins.str = ...,
         created: _builtins.bool = ...,
+        instance_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "engine", b"engine"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "engine", b"engine", "instance_id", b"instance_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

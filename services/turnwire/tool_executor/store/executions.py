@@ -24,7 +24,7 @@ ENDED = frozenset(
 )
 _COLUMNS = (
     "tenant, turn_id, call_id, tool_id, request_digest, arguments_sha256, owner_epoch, state, idempotent, executor,"
-    " retry_of, workspace_snapshot, prepare_time, dispatch_time, end_time, result"
+    " retry_of, workspace_snapshot, prepare_time, dispatch_time, end_time, result, resolution"
 )
 _OF_KEY = "tenant = $1 AND turn_id = $2 AND call_id = $3"
 
@@ -49,6 +49,8 @@ class ExecutionRow:
     dispatch_time: int | None = None
     end_time: int | None = None
     result: bytes | None = None
+    resolution: int = 0
+    """What somebody has decided, its outcome being unknown; 0: nothing."""
 
     @property
     def key(self) -> Key:
@@ -65,7 +67,7 @@ async def insert(tx: Transaction, row: ExecutionRow) -> None:
     """Adds a row."""
     await tx.execute(
         f"INSERT INTO executions ({_COLUMNS})"  # noqa: S608 - column names only
-        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+        " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
         row.tenant,
         row.turn_id,
         row.call_id,
@@ -82,6 +84,7 @@ async def insert(tx: Transaction, row: ExecutionRow) -> None:
         row.dispatch_time,
         row.end_time,
         row.result,
+        row.resolution,
     )
 
 
@@ -115,35 +118,73 @@ async def taken_up(tx: Transaction, key: Key, executor: str) -> None:
     )
 
 
-async def dispatched(tx: Transaction, key: Key) -> bool:
-    """Notes that a prepared execution is sent now; False when it is no longer prepared."""
+async def dispatched(tx: Transaction, key: Key, executor: str) -> bool:
+    """Notes that a prepared execution is sent now; False when it is no longer prepared, or another process has it."""
     changed = await tx.execute(
-        f"UPDATE executions SET state = $4, dispatch_time = $5 WHERE {_OF_KEY} AND state = $6",  # noqa: S608 - as above
+        f"UPDATE executions SET state = $4, dispatch_time = $5"  # noqa: S608 - as above
+        f" WHERE {_OF_KEY} AND state = $6 AND executor = $7 AND stop_time IS NULL",
         *key,
         execution_pb2.EXECUTION_STATE_DISPATCHED,
         now(),
         execution_pb2.EXECUTION_STATE_PREPARED,
+        executor,
     )
     return changed == 1
 
 
-async def ended(tx: Transaction, key: Key, state: State.ValueType, result: bytes) -> bool:
-    """Notes an outcome; False when there is one already."""
+async def ended(
+    tx: Transaction, key: Key, executor: str, state: State.ValueType, result: bytes, snapshot: str = ""
+) -> bool:
+    """Notes an outcome; False when there is one already, or when another process has the execution."""
     changed = await tx.execute(
-        f"UPDATE executions SET state = $4, result = $5, end_time = $6 WHERE {_OF_KEY} AND end_time IS NULL",  # noqa: S608 - as above
+        f"UPDATE executions SET state = $4, result = $5, end_time = $6, workspace_snapshot = $7"  # noqa: S608 - as above
+        f" WHERE {_OF_KEY} AND end_time IS NULL AND executor = $8",
         *key,
         state,
         result,
         now(),
+        snapshot,
+        executor,
     )
     return changed == 1
 
 
-async def open_of_others(tx: Transaction, executor: str) -> list[ExecutionRow]:
-    """Returns the open executions of all processes but one."""
+async def resolved(tx: Transaction, key: Key, resolution: int, state: State.ValueType, result: bytes) -> None:
+    """Notes what was decided about an execution whose outcome was lost."""
+    await tx.execute(
+        f"UPDATE executions SET resolution = $4, state = $5, result = $6 WHERE {_OF_KEY}",  # noqa: S608 - as above
+        *key,
+        resolution,
+        state,
+        result,
+    )
+
+
+async def wish_stop(tx: Transaction, key: Key) -> None:
+    """Notes that an execution is to be stopped by the process that runs it."""
+    await tx.execute(
+        f"UPDATE executions SET stop_time = $4 WHERE {_OF_KEY} AND end_time IS NULL AND stop_time IS NULL",  # noqa: S608 - as above
+        *key,
+        now(),
+    )
+
+
+async def to_stop(tx: Transaction, executor: str) -> list[ExecutionRow]:
+    """Returns the open executions of a process that somebody wants stopped."""
     rows = await tx.fetch(
-        f"SELECT {_COLUMNS} FROM executions WHERE end_time IS NULL AND executor <> $1",  # noqa: S608 - as above
+        f"SELECT {_COLUMNS} FROM executions WHERE end_time IS NULL AND executor = $1 AND stop_time IS NOT NULL",  # noqa: S608 - as above
         executor,
+    )
+    return [_row(row) for row in rows]
+
+
+async def abandoned(tx: Transaction) -> list[ExecutionRow]:
+    """Returns the open executions of processes without a lease that they had sent."""
+    rows = await tx.fetch(
+        f"SELECT {_COLUMNS} FROM executions WHERE end_time IS NULL AND state = $1"  # noqa: S608 - as above
+        " AND executor NOT IN (SELECT executor FROM executors WHERE expire_time > $2)",
+        execution_pb2.EXECUTION_STATE_DISPATCHED,
+        await tx.now(),
     )
     return [_row(row) for row in rows]
 

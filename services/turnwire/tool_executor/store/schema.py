@@ -60,4 +60,23 @@ _TABLES = (
     "CREATE INDEX artifacts_by_time ON artifacts (tenant, create_time, artifact_id)",
 )
 
-SCHEMA = Schema(name="tool_executor", migrations=(Migration(version=1, statements=_TABLES),))
+# Which processes execute, what people have decided about lost outcomes, and what sandboxes are restored from.
+_REPLICAS = (
+    "CREATE TABLE executors (executor TEXT PRIMARY KEY, expire_time BIGINT NOT NULL)",
+    "ALTER TABLE executions ADD COLUMN resolution INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE executions ADD COLUMN stop_time BIGINT",
+    """
+    CREATE TABLE workspaces (
+        tenant TEXT NOT NULL,
+        session_id TEXT NOT NULL,
+        snapshot TEXT NOT NULL,
+        body BYTEA NOT NULL,
+        PRIMARY KEY (tenant, session_id)
+    )
+    """,
+)
+
+SCHEMA = Schema(
+    name="tool_executor",
+    migrations=(Migration(version=1, statements=_TABLES), Migration(version=2, statements=_REPLICAS)),
+)

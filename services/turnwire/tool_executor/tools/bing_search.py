@@ -61,6 +61,7 @@ class BingSearchProvider(WebSearchProvider):
             "/search",
             most=MOST_BYTES,
             connect=query.connect,
+            call_id=query.call_id,
             secret=query.key,
             params=params,
             headers={"ocp-apim-subscription-key": query.key},

@@ -50,6 +50,7 @@ class BraveSearchProvider(WebSearchProvider):
                 "/web/search",
                 most=MOST_BYTES,
                 connect=query.connect,
+                call_id=query.call_id,
                 secret=query.key,
                 params={
                     "q": query.text,

@@ -10,9 +10,11 @@ import hashlib
 import json
 from collections import OrderedDict
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from turnwire.common.v1 import error_pb2, inspect_service_pb2, message_pb2
@@ -20,23 +22,28 @@ from turnwire.errors import DocumentRefused, NotFound, QuotaExhausted, TurnwireE
 from turnwire.runtime.channels import upstream
 from turnwire.sandbox_runner.v1 import sandbox_runner_service_pb2 as sandbox
 from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import SandboxRunnerServiceStub
+from turnwire.tool_executor.attachments import MOST_BYTES
 from turnwire.tool_executor.limits import LONGEST, Limits
 from turnwire.tool_executor.locks import KeyedLocks
 from turnwire.tool_executor.tools.configuring import ToolSettings, built_in, described_as, settings_of
-from turnwire.tool_executor.tools.port import Answer, OutcomeLost, Output, Sending
+from turnwire.tool_executor.tools.port import Answer, File, OutcomeLost, Output, Sending
 from turnwire.tool_executor.v1 import artifact_service_pb2
+from turnwire.tool_executor.workspaces import Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from turnwire.tool_executor.artifacts import Artifacts, Draft
-    from turnwire.tool_executor.tools.port import Call, File, Piece, State, Surroundings
+    from turnwire.tool_executor.tools.port import Call, Piece, State, Surroundings
     from turnwire.tool_executor.v1 import tool_pb2
+    from turnwire.tool_executor.workspaces import Workspaces
 
+_log = structlog.get_logger(__name__)
 TOOL = "code_interpreter"
 _PIECE = 512 * 1024
 _REMEMBERED = 4096
 """Of so many sandboxes it is known which files they were given."""
+_ANEW = "The sandbox was started anew: variables and imports of earlier runs are gone"
 _SCHEMA = {
     "type": "object",
     "properties": {
@@ -45,9 +52,10 @@ _SCHEMA = {
     "required": ["code"],
     "additionalProperties": False,
 }
+# The example is worth its tokens: small models write code that looks like it.
 _DESCRIPTION = (
-    "Runs Python (numpy, pandas, matplotlib) and returns what it prints and the value of its last expression; "
-    "variables and files stay. Example: print(math.factorial(5))"
+    "Computes with Python (numpy, pandas, matplotlib): numbers, dates, counting, data. Variables and files stay. "
+    r'Example: {"code": "total = sum(range(10))\nprint(total)"}'
 )
 
 
@@ -69,14 +77,16 @@ class CodeInterpreterProvider:
         self._tool = built_in(provider_id, TOOL, _DESCRIPTION, _SCHEMA, idempotent=False)
         self._runner: Any = None
         self._artifacts: Artifacts | None = None
+        self._workspaces: Workspaces | None = None
         self._locks = KeyedLocks()
-        self._given: OrderedDict[tuple[str, str], set[str]] = OrderedDict()
-        """Which files were put into which sandbox: a later call does not undo what code has done to them."""
+        self._prepared: OrderedDict[tuple[str, str], _Prepared] = OrderedDict()
+        """What was put into which sandbox: a later call does not undo what code has done to it."""
 
     async def start(self, surroundings: Surroundings) -> None:
         """Connects to the sandbox runner when it is first needed."""
         self._runner = SandboxRunnerServiceStub(surroundings.directory.channel("sandbox_runner"))
         self._artifacts = surroundings.artifacts
+        self._workspaces = surroundings.workspaces
 
     async def close(self) -> None:
         """Nothing to give back: sandboxes end by themselves, and the channel is the service's."""
@@ -98,10 +108,10 @@ class CodeInterpreterProvider:
         """Runs code once; an idle sandbox that was closed in the same moment is opened again."""
         assert self._artifacts is not None
         key = (call.tenant, _sandbox_id(call.tenant, call.session_id))
-        await self._prepare(key, call.files)
-        yield Sending()
         async with AsyncExitStack() as stack:
             run = _Run(call, self._artifacts, stack)
+            await self._prepare(key, run)
+            yield Sending()
             again = True
             while again:
                 again = False
@@ -117,35 +127,88 @@ class CodeInterpreterProvider:
                     if not isinstance(error, NotFound) or run.tried_again:
                         raise error from None
                     run.tried_again = again = True
-                    await self._prepare(key, call.files)
-            if run.workspace_lost:
-                self._given.pop(key, None)
-            yield await run.answer()
+                    await self._prepare(key, run)
+            yield await run.answer(await self._snapshot(run))
 
-    async def _prepare(self, key: tuple[str, str], files: Sequence[File]) -> None:
-        """Opens a sandbox and puts the files there that it was not given yet."""
+    async def _prepare(self, key: tuple[str, str], run: _Run) -> None:
+        """Opens the sandbox of a session and puts the files there that it lacks.
+
+        Where it has ended since code of the session ran, those are all files, and the run is told.
+        """
+        assert self._workspaces is not None
+        call = run.call
         async with self._locks.held(key):
             try:
                 opened = await self._runner.OpenSandbox(sandbox.OpenSandboxRequest(sandbox_id=key[1]))
-                if opened.created or key not in self._given:
-                    self._given[key] = set()
-                given = self._given[key]
-                self._given.move_to_end(key)
-                missing = [file for file in files if _mark(file) not in given]
+                prepared = self._prepared.get(key)
+                if prepared is None or prepared.instance_id != opened.instance_id:
+                    last = await self._workspaces.latest(call.tenant, call.session_id)
+                    if opened.created and last is not None:
+                        run.restored = await self._restore(key, last)
+                    prepared = self._prepared[key] = _Prepared(opened.instance_id)
+                self._prepared.move_to_end(key)
+                missing = [file for file in call.files if _mark(file) not in prepared.given]
                 if missing:
                     await self._runner.WriteFiles(_pieces(key[1], missing))
-                    given.update(_mark(file) for file in missing)
+                    prepared.given.update(_mark(file) for file in missing)
+                    run.given.extend(missing)
             except grpc.RpcError as error:
                 raise from_rpc_error(error, service="sandbox_runner") from None
-            while len(self._given) > _REMEMBERED:
-                self._given.popitem(last=False)
+            while len(self._prepared) > _REMEMBERED:
+                self._prepared.popitem(last=False)
+
+    async def _restore(self, key: tuple[str, str], last: Snapshot) -> str:
+        """Puts the files of the last snapshot into a sandbox; returns what the model has to know."""
+        assert self._artifacts is not None
+        missing: list[str] = []
+        for path, artifact_id in last.files.items():
+            try:
+                _, data = await self._artifacts.content(key[0], artifact_id, most=MOST_BYTES)
+            except (NotFound, DocumentRefused):
+                missing.append(path)
+                continue
+            await self._runner.WriteFiles(_pieces(key[1], [File(path, data, "")]))
+        _log.info("workspace_restored", snapshot=last.snapshot_id, files=len(last.files), missing=len(missing))
+        if missing:
+            return f"{_ANEW}; of their files these could not be brought back: {', '.join(map(json.dumps, missing))}."
+        return f"{_ANEW}; their files are there again." if last.files else f"{_ANEW}."
+
+    async def _snapshot(self, run: _Run) -> Snapshot:
+        """Returns the workspace as it is after a run: what was there, what the call gave, what the code has changed."""
+        assert self._artifacts is not None
+        assert self._workspaces is not None
+        call = run.call
+        last = await self._workspaces.latest(call.tenant, call.session_id) or Snapshot(call.session_id)
+        made = run.made
+        for file in run.given:
+            if file.name in made or file.name in run.removed:
+                continue
+            kept = await self._artifacts.keep(
+                call.tenant,
+                file.name,
+                file.data,
+                mime_type=file.mime_type,
+                session_id=call.session_id,
+                metadata={"tool": call.tool.tool_id, "call_id": call.call_id, "path": file.name},
+            )
+            made[file.name] = kept.artifact_id
+        return last.after(made, run.removed)
+
+
+@dataclass(slots=True)
+class _Prepared:
+    """What is known of a sandbox."""
+
+    instance_id: str
+    given: set[str] = field(default_factory=set[str])
+    """The files of calls that were put there."""
 
 
 class _Run:
     """One run of code: what it wrote, and what it made."""
 
     def __init__(self, call: Call, artifacts: Artifacts, stack: AsyncExitStack) -> None:
-        self._call = call
+        self.call = call
         self._artifacts = artifacts
         self._stack = stack
         self._texts: list[str] = []
@@ -156,15 +219,24 @@ class _Run:
         self._finished: sandbox.RunFinished | None = None
         self.started = False
         self.tried_again = False
-        self.workspace_lost = False
+        self.restored = ""
+        """What the model is told of a sandbox that was started anew for this run."""
+        self.given: list[File] = []
+        """The files of the call that were put into the sandbox for this run."""
+        self.removed: set[str] = set()
+
+    @property
+    def made(self) -> dict[str, str]:
+        """The artifact of each file that was made or changed."""
+        return {path: attachment.artifact_id for path, attachment in self._made.items()}
 
     async def take(self, response: sandbox.RunCodeResponse) -> str:
         """Takes a piece of the run; returns what its readers see of it."""
         match response.WhichOneof("payload"):
             case "started":
                 self.started = True
-                self.workspace_lost = response.started.workspace_lost
-                return self._note(response.started.notice)
+                # The runner knows that files are lost, and not that they were brought back.
+                return self._note(self.restored or response.started.notice)
             case "stdout":
                 return self._text(response.stdout)
             case "stderr":
@@ -176,10 +248,13 @@ class _Run:
             case "finished":
                 self._finished = response.finished
                 return ""
+            case "removed_file":
+                self.removed.add(response.removed_file)
+                return ""  # the model knows what its code has removed
             case _:
-                return ""  # files that are gone are not told; kinds of later versions
+                return ""  # kinds of later versions
 
-    async def answer(self) -> Answer:
+    async def answer(self, workspace: Snapshot) -> Answer:
         """Returns what the model gets to read, and the files that were made."""
         finished = self._finished
         if finished is None:
@@ -198,9 +273,10 @@ class _Run:
         if finished.HasField("failure"):
             failure = error_pb2.Failure()
             failure.CopyFrom(finished.failure)
-            failure.metadata["tool"] = self._call.tool.tool_id
-            failure.metadata["call_id"] = self._call.call_id
-        return Answer(content or ("" if failure else "[The code wrote nothing.]"), failure, list(self._made.values()))
+            failure.metadata["tool"] = self.call.tool.tool_id
+            failure.metadata["call_id"] = self.call.call_id
+        content = content or ("" if failure else "[The code wrote nothing.]")
+        return Answer(content, failure, list(self._made.values()), workspace)
 
     def _text(self, text: str) -> str:
         self._texts.append(text)
@@ -234,11 +310,11 @@ class _Run:
     async def _kept(self, draft: Draft, path: str) -> message_pb2.Attachment:
         name = path.rpartition("/")[2][-255:]
         artifact = await draft.keep(
-            self._call.tenant,
+            self.call.tenant,
             artifact_service_pb2.OpenUpload(
                 name=name,
-                session_id=self._call.session_id,
-                metadata={"tool": self._call.tool.tool_id, "call_id": self._call.call_id, "path": path[-512:]},
+                session_id=self.call.session_id,
+                metadata={"tool": self.call.tool.tool_id, "call_id": self.call.call_id, "path": path[-512:]},
             ),
         )
         return message_pb2.Attachment(artifact_id=artifact.artifact_id, name=name, mime_type=artifact.mime_type)

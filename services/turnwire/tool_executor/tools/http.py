@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from turnwire.errors import TurnwireError
 
+CALL_ID_HEADER = "turnwire-call-id"
 _LONGEST_DETAIL = 300
 _PASSING = frozenset({408, 500, 502, 503, 504})
 _REFUSAL_BYTES = 64 * 1024
@@ -49,12 +50,16 @@ class WebApi:
         *,
         most: int,
         connect: float,
+        call_id: str,
         secret: str = "",
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
         """Returns the JSON of a good answer of at most so many bytes. `secret` is one of this request alone.
+
+        The other side finds the call in the header `Turnwire-Call-Id`: with it an operator's own tool can tell a call
+        that it has seen.
 
         Raises:
             ProviderUnauthenticated: it refused the key.
@@ -64,7 +69,9 @@ class WebApi:
         """
         hidden = _Hidden([*self._secrets, secret])
         try:
-            async with self._answered(method, path, connect, params, body, headers) as response:
+            async with self._answered(
+                method, path, connect, params, body, {CALL_ID_HEADER: call_id, **(headers or {})}
+            ) as response:
                 if not 200 <= response.status < 300:
                     raise self._refused(response.status, response.headers, await _refusal(response), hidden)
                 data = await response.content.read(most + 1)
@@ -89,7 +96,7 @@ class WebApi:
         connect: float,
         params: Mapping[str, str] | None,
         body: Mapping[str, Any] | None,
-        headers: Mapping[str, str] | None,
+        headers: Mapping[str, str],
     ) -> AsyncGenerator[aiohttp.ClientResponse]:
         if self._session is None:
             # Proxies of the environment are not ours to use, and cookies of one tenant not another's.
@@ -100,7 +107,7 @@ class WebApi:
             url,
             params=params,
             json=body,
-            headers={"accept": "application/json", **(headers or {})},
+            headers={"accept": "application/json", **headers},
             timeout=aiohttp.ClientTimeout(total=None, connect=min(connect, self._connect)),
             allow_redirects=False,
         )

@@ -130,6 +130,7 @@ class OpenAiImagesProvider:
             "/images/generations",
             most=_MOST_BYTES,
             connect=call.limits.connect,
+            call_id=call.call_id,
             secret=key,
             body=body,
             headers={"authorization": f"Bearer {key}"} if key else {},

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.artifacts import Artifacts
     from turnwire.tool_executor.limits import Limits
     from turnwire.tool_executor.v1 import tool_pb2
+    from turnwire.tool_executor.workspaces import Snapshot, Workspaces
 
 State = inspect_service_pb2.Provider.State
 
@@ -25,6 +26,9 @@ class Surroundings:
 
     directory: Directory
     artifacts: Artifacts
+    workspaces: Workspaces
+    allow_hosts: Sequence[str] = ()
+    """Hosts of the operator's own that may be fetched from although they are not public."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ class Answer:
     content: str
     failure: error_pb2.Failure | None = None
     attachments: Sequence[message_pb2.Attachment] = field(default_factory=tuple)
+    workspace: Snapshot | None = None
+    """What it has left in the sandbox of the session."""
 
 
 Piece = Sending | Output | Progress | Answer

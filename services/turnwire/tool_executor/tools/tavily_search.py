@@ -53,6 +53,7 @@ class TavilySearchProvider(WebSearchProvider):
                 "/search",
                 most=MOST_BYTES,
                 connect=query.connect,
+                call_id=query.call_id,
                 secret=query.key,
                 body={
                     "query": query.text,

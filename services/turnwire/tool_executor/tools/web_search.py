@@ -61,6 +61,7 @@ class Query:
     max_results: int
     key: str
     connect: float
+    call_id: str
 
 
 class WebSearchProvider:
@@ -109,6 +110,7 @@ class WebSearchProvider:
             max_results=settings.max_results,
             key=call.authorization or self._key,
             connect=call.limits.connect,
+            call_id=call.call_id,
         )
         yield Sending()
         found = await self.found(query)

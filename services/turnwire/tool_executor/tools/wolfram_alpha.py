@@ -107,7 +107,13 @@ class WolframAlphaProvider:
         }
         yield Sending()
         answer = await self._api.answer(
-            "GET", "/query", most=_MOST_BYTES, connect=call.limits.connect, secret=key, params=params
+            "GET",
+            "/query",
+            most=_MOST_BYTES,
+            connect=call.limits.connect,
+            call_id=call.call_id,
+            secret=key,
+            params=params,
         )
         result: Any = answer.get("queryresult") if isinstance(answer, dict) else None
         if not isinstance(result, dict):
