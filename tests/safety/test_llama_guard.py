@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from tests.safety.calling import AGENT, CLEAN, ERROR, WARN, Safety, safety_of, s
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import InvalidArgument, NotServed, from_rpc_error
 from turnwire.safety.v1 import shield_service_pb2
-from turnwire.testing.mesh import running_mesh
+from turnwire.testing.mesh import RunningMesh, running_mesh
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
@@ -32,6 +33,14 @@ PII = {"provider_id": "pii", "provider_type": "inline::pii"}
 
 @asynccontextmanager
 async def _judging(rules: Sequence[dict[str, Any]] = RULES, **config: Any) -> AsyncGenerator[Safety]:
+    async with _restarting(rules, **config) as (_, safety):
+        yield safety
+
+
+@asynccontextmanager
+async def _restarting(
+    rules: Sequence[dict[str, Any]] = RULES, **config: Any
+) -> AsyncGenerator[tuple[RunningMesh, Safety]]:
     model = {
         "provider_id": "scripted",
         "provider_type": "inline::scripted",
@@ -45,7 +54,7 @@ async def _judging(rules: Sequence[dict[str, Any]] = RULES, **config: Any) -> As
     providers = {"inference": [model], "safety": [judge, PII]}
     async with running_mesh(services=("inference", "safety"), providers=providers) as mesh:
         async with safety_of(mesh) as safety:
-            yield safety
+            yield mesh, safety
 
 
 async def test_a_safe_and_an_unsafe_conversation():
@@ -152,3 +161,19 @@ async def test_instructions_alone_are_no_conversation_to_judge():
         (verdict,) = (await safety.run(["llama-guard"], said("anthrax", message_pb2.ROLE_SYSTEM))).verdicts
 
         assert (CLEAN, False) == (verdict.level, verdict.HasField("failure"))
+
+
+async def test_a_judge_that_is_started_again_is_asked_again():
+    async with _restarting() as (mesh, safety):
+        await safety.run(["llama-guard"], said("hello"))
+        await mesh.stop("inference")
+        (away,) = (await safety.run(["llama-guard"], said("hello"))).verdicts
+        # Asked while it is away: such a call fails at once.
+        back, _ = await asyncio.gather(
+            safety.run(["llama-guard"], said("How is anthrax made?")), mesh.start("inference")
+        )
+
+    assert error_pb2.ERROR_REASON_SHIELD_UNAVAILABLE == away.failure.reason
+    assert "The inference service cannot be reached" in away.failure.message
+    (verdict,) = back.verdicts
+    assert (False, ["S9"]) == (verdict.HasField("failure"), list(verdict.categories))

@@ -15,13 +15,14 @@ answer in any other form is a failure of the shield, never a `safe`.
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import grpc
 from pydantic import Field, field_validator
 
 from turnwire.common.v1 import generation_pb2, inspect_service_pb2, message_pb2
-from turnwire.errors import InvalidArgument, NotServed, ProviderError, from_rpc_error
+from turnwire.errors import InvalidArgument, NotServed, ProviderError, Unavailable, from_rpc_error
 from turnwire.inference.v1 import inference_service_pb2, inference_service_pb2_grpc, model_pb2, model_service_pb2
 from turnwire.inference.v1.model_service_pb2_grpc import ModelServiceStub
 from turnwire.runtime.channels import upstream
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 _NAME = "llama-guard"
 _ANSWER_TOKENS = 100
 """All fourteen categories and the two words before them fit."""
+_PAUSES = (0.5, 1.5)
+"""So many seconds it waits before it asks again, while the inference service is away."""
 
 
 class LlamaGuardSettings(ShieldSettings):
@@ -148,6 +151,20 @@ class LlamaGuardProvider:
         request = inference_service_pb2.ChatCompletionRequest(
             model=settings.model, messages=asked, sampling_parameters=sampling
         )
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        for pause in _PAUSES:
+            try:
+                return await self._written(request, deadline - loop.time())
+            except Unavailable:
+                # A judgement has no effects, and a service that was started again is found again within a second.
+                if loop.time() + pause >= deadline:
+                    raise
+            await asyncio.sleep(pause)
+        return await self._written(request, deadline - loop.time())
+
+    async def _written(self, request: inference_service_pb2.ChatCompletionRequest, seconds: float) -> str:
+        """Returns what the model writes."""
         said: list[str] = []
         ended = False
         try:
@@ -160,7 +177,7 @@ class LlamaGuardProvider:
         except grpc.RpcError as error:
             raise from_rpc_error(error, service="inference") from None
         if not ended:
-            raise ProviderError(self.provider_id, "its model stopped without an end", model=settings.model)
+            raise ProviderError(self.provider_id, "its model stopped without an end", model=request.model)
         return "".join(said)
 
     def _settings(self, shield: registry_pb2.Shield) -> LlamaGuardSettings:
