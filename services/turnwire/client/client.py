@@ -115,6 +115,7 @@ class Client:
         tools: Mapping[str, Callable[..., Any]] | None = None,
         follow_pauses: bool = False,
         heartbeats: bool = False,
+        busy_policy: agent_service_pb2.BusyPolicy.ValueType = agent_service_pb2.BUSY_POLICY_UNSPECIFIED,
         disconnect_policy: agent_service_pb2.DisconnectPolicy.ValueType = (
             agent_service_pb2.DISCONNECT_POLICY_UNSPECIFIED
         ),
@@ -124,8 +125,10 @@ class Client:
         """Returns the events of a new turn. The turn begins when they are first asked for.
 
         `tools` maps names of the caller's functions to functions: the turn's calls of them are answered, and it goes
-        on by itself. A pause with a call of something else is left to the caller as a whole. `resume_timeout` is how
-        long a cut stream is tried again, `stall_timeout` how much silence, without a heartbeat, counts as cut.
+        on by itself. A pause with a call of something else is left to the caller as a whole. `busy_policy` says what
+        happens while another turn of the session runs or waits: refused, queued, or that one interrupted.
+        `resume_timeout` is how long a cut stream is tried again, `stall_timeout` how much silence, without a heartbeat,
+        counts as cut.
         """
         request = agent_service_pb2.RunTurnRequest(
             session_id=session_id,
@@ -133,6 +136,7 @@ class Client:
             messages=_said(messages),
             metadata=metadata or {},
             follow_pauses=follow_pauses,
+            busy_policy=busy_policy,
             disconnect_policy=disconnect_policy,
         )
         if overrides is not None:
