@@ -264,6 +264,14 @@ def test_a_model_that_nobody_can_pull_needs_a_path():
         providers.build("local", "inline::llama-cpp", {"models": ["no-such-model"]})
 
 
+def test_a_provider_of_an_unknown_type_is_refused_with_those_there_are():
+    with pytest.raises(InvalidArgument) as refused:
+        providers.build("gpu", "a typing error", {})
+    (violation,) = refused.value.violations
+    assert "providers.inference[gpu].provider_type" == violation.field
+    assert "'a typing error' is unknown; there are: inline::llama-cpp" in violation.description
+
+
 async def test_a_model_does_what_it_is_for():
     minilm = {"provider_id": "vectors", "provider_type": "inline::minilm", "config": {}}
     async with _mesh(_scripted("one", "a"), minilm) as mesh, mesh.client() as client:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from turnwire.common.v1 import inspect_service_pb2
 from turnwire.errors import TurnwireError
-from turnwire.inference import providers
 from turnwire.inference.model_service import ModelServicer
+from turnwire.inference.providers import PROVIDERS
 from turnwire.inference.registry import Models
 from turnwire.inference.service import InferenceServicer
 from turnwire.inference.store.schema import SCHEMA
@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 @asynccontextmanager
 async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceContext) -> AsyncGenerator[None]:
     """Adds the inference service to a server, and closes on exit what it opened."""
-    built = [
-        (entry.provider_type, providers.build(entry.provider_id, entry.provider_type, entry.config))
-        for entry in context.settings.providers.inference
-    ]
+    built = [(entry.provider_type, PROVIDERS.build(entry)) for entry in context.settings.providers.inference]
     store = await context.open_store(SCHEMA)
     models = Models(store, [provider for _, provider in built])
     add_InferenceServiceServicer_to_server(InferenceServicer(models), server)
