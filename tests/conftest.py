@@ -2,15 +2,50 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from turnwire.testing.mesh import Topology, running_mesh
+from turnwire.testing.ports import free_port
 from turnwire.testing.postgres import Postgres, running_postgres
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from pathlib import Path
+
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
+
+
+def pytest_sessionstart() -> None:
+    """Takes the ports of this process before a test could take all."""
+    free_port()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """Returns what gives the tests to the workers file by file, and all files with the embedded model to one worker.
+
+    The tests of a file share fixtures. The model is loaded once, and no two models share the processor.
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        """Knows no markers: only the workers collect."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "the model" if _runs_the_model(config.rootpath / file) else file
+
+    return Files(config, log)
+
+
+@cache
+def _runs_the_model(file: Path) -> bool:
+    near = (file, file.parent / "conftest.py")
+    return any("pytest.mark.model" in each.read_text(encoding="utf-8") for each in near if each.exists())
 
 
 @pytest.fixture(params=["one_process", "processes"])

@@ -43,6 +43,14 @@ class Outcome:
 
 
 _PYTEST = [sys.executable, "-m", "pytest", "-q"]
+# In the order of the files: those with the fewest tests, which would come last, take the longest. A test that ends its
+# process ends them all: in a new process it would only do so again.
+ON_ALL_CORES = [
+    f"--numprocesses={min(8, os.cpu_count() or 1)}",
+    "--dist=loadfile",
+    "--no-loadscope-reorder",
+    "--max-worker-restart=0",
+]
 _DEV = [sys.executable, "-m", "tools.dev"]
 LONGER = ("bars", "soak", "wheel", "sandbox", "browser")
 """The markers of tests that `./dev test` leaves to stages of their own."""
@@ -90,10 +98,15 @@ def check() -> int:
 
 
 def test(arguments: Sequence[str]) -> int:
-    """Runs the tests but for the longer stages (`-m` chooses others); returns pytest's exit code."""
+    """Runs the tests but for the longer stages (`-m` chooses others); returns pytest's exit code.
+
+    All cores share them, unless files or folders are named: `-n 0` has them run in one process, `-n 2` in two.
+    """
     chosen = any(argument.startswith("-m") for argument in arguments)
     selection = [] if chosen else ["-m", " and ".join(f"not {marker}" for marker in LONGER)]
-    return subprocess.run([*_PYTEST, *selection, *arguments], cwd=ROOT, check=False).returncode
+    named = any((ROOT / argument.partition("::")[0]).exists() for argument in arguments)
+    workers = [] if named else ON_ALL_CORES
+    return subprocess.run([*_PYTEST, *workers, *selection, *arguments], cwd=ROOT, check=False).returncode
 
 
 def faults(count: int, seed: int) -> int:
