@@ -45,6 +45,8 @@ class FakeImages:
         self.host = ""
         self.script: list[str] = []
         self.requests: list[dict[str, Any]] = []
+        self.effects: list[str] = []
+        """The call ids of the pictures that were made, and that somebody pays for."""
         self.asked = asyncio.Event()
         self.gate = asyncio.Event()
 
@@ -70,6 +72,11 @@ class FakeImages:
         match behaviour:
             case "hang":
                 await self.gate.wait()
+                self._make(request)
+                return _made({"b64_json": encoded})
+            case "make and hang":
+                self._make(request)
+                await self.gate.wait()
                 return _made({"b64_json": encoded})
             case "url":
                 return _made({"url": f"http://{self.host}/picture.png", "revised_prompt": "A very red point"})
@@ -82,7 +89,11 @@ class FakeImages:
             case "policy":
                 return _refused(400, "moderation_blocked", "Your request was rejected by the safety system.")
             case _:
+                self._make(request)
                 return _made({"b64_json": encoded})
+
+    def _make(self, request: web.Request) -> None:
+        self.effects.append(request.headers.get("turnwire-call-id", ""))
 
     async def _picture(self, request: web.Request) -> web.Response:
         return web.Response(body=PICTURE, content_type="image/png")

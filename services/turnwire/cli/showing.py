@@ -56,6 +56,8 @@ class TurnPrinter:
                 self._calls.clear()
             case "step_failed":
                 self._note(f"the step failed: {event.step_failed.failure.message}")
+            case "step_progress":
+                self._progressed(event.step_progress)
             case "tool_call_completed":
                 self._result(event.tool_call_completed.result)
             case "turn_awaiting_input":
@@ -148,6 +150,11 @@ class TurnPrinter:
             arguments = call.arguments_json or self._calls.get(call.call_id, "")
             self._note(f"calls {call.name}({arguments}){told}")
         self._note(self._figures(result, _seconds(event.event_time)))
+
+    def _progressed(self, progress: event_pb2.StepProgress) -> None:
+        of = f" of {progress.total}" if progress.total else ""
+        name = self._names.get(progress.call_id, progress.call_id)
+        self._note(f"{name}: {progress.done}{of} {progress.unit}".removeprefix(": "))
 
     def _asked(self, turn_id: str, request: turn_pb2.InputRequest) -> None:
         call = request.call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from typing import TYPE_CHECKING
 
 import grpc
@@ -32,6 +33,10 @@ _TRIES = 8
 _SECONDS = 900.0
 _MARGIN_SECONDS = 30.0
 _CANCEL_SECONDS = 2.0
+_PROGRESS_SECONDS = 1.0
+"""Progress is an event that is stored: a tool that counts fast is told of once in so long."""
+_ATTEMPTS = "attempts"
+"""What is counted where the executor is asked again."""
 
 _RAN = frozenset(
     {
@@ -125,6 +130,8 @@ class ToolStep:
                 return failed_result(call, error.reason, error.message, {"tool": call.name, **error.metadata})
             await asyncio.sleep(min(2.0, delay_of(error, min(attempt, 2))))
             attempt += 1
+            again = event_pb2.StepProgress(done=attempt, total=_TRIES, unit=_ATTEMPTS, call_id=call.call_id)
+            await self._commit([draft(turn.turn_id, "step_progress", again, step.step_id)])
 
     async def _executed(
         self, turn: turn_pb2.Turn, step: step_pb2.Step, tool: agent_pb2.AgentTool, call: message_pb2.ToolCall
@@ -142,6 +149,7 @@ class ToolStep:
         held = self._screening.holds_result(call.name)
         # The executor ends what passes the tool's own limit, and says so; this one is for an executor that does not.
         seconds = max(_SECONDS, tool.limits.total.seconds + _MARGIN_SECONDS)
+        told = time.monotonic()
         stream = self._executor.ExecuteTool(request, timeout=seconds)
         async with upstream(stream):
             async for response in stream:
@@ -156,10 +164,14 @@ class ToolStep:
                             offset=response.output.offset,
                         )
                         await self._writer.room()
+                    case "progress" if response.progress.unit and time.monotonic() - told >= _PROGRESS_SECONDS:
+                        told = time.monotonic()
+                        done = _progress(response.progress, call.call_id)
+                        await self._commit([draft(turn.turn_id, "step_progress", done, step.step_id)])
                     case "result":
                         return response.result
                     case _:
-                        pass  # progress, and pieces of later versions
+                        pass  # how it stands, progress too soon after the last, and pieces of later versions
         raise TurnwireError.cut("tool_executor")
 
     async def _searched(
@@ -199,6 +211,10 @@ def _interpreted(turn: turn_pb2.Turn, step: step_pb2.Step) -> bool:
             if ran and execution.call.name == CODE_INTERPRETER:
                 return True
     return False
+
+
+def _progress(progress: tool_executor_service_pb2.ExecutionProgress, call_id: str) -> event_pb2.StepProgress:
+    return event_pb2.StepProgress(done=progress.done, total=progress.total, unit=progress.unit, call_id=call_id)
 
 
 def _take_limits(limits: tool_executor_service_pb2.ExecutionLimits, wanted: agent_pb2.ToolLimits) -> None:
