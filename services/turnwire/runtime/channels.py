@@ -28,8 +28,17 @@ _READS = {
         "GetStep",
         "ListSteps",
     ),
+    "turnwire.access.v1.AccessService": ("ListApiKeys",),
     "turnwire.inference.v1.ModelService": ("GetModel", "ListModels"),
     "turnwire.inference.v1.InferenceService": ("CountTokens", "Embed"),
+    "turnwire.safety.v1.ShieldService": ("GetShield", "ListShields"),
+    # A judgement keeps nothing: what it says of a turn is kept by the agent, once.
+    "turnwire.safety.v1.SafetyService": ("RunShields",),
+    "turnwire.memory.v1.MemoryBankService": ("GetMemoryBank", "ListMemoryBanks"),
+    "turnwire.memory.v1.MemoryService": ("Query", "GetDocument", "ListDocuments"),
+    "turnwire.tool_executor.v1.ToolService": ("GetTool", "ListTools"),
+    "turnwire.tool_executor.v1.ToolExecutorService": ("GetExecution",),
+    "turnwire.tool_executor.v1.ArtifactService": ("GetArtifact", "ListArtifacts"),
     "turnwire.common.v1.InspectService": ("GetServerInfo", "ListMethods", "ListProviders"),
 }
 """What may be repeated when it failed without an answer. Streams never: a cut turn is resumed."""
