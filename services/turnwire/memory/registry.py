@@ -40,6 +40,8 @@ PROJECT_BANK = "turnwire-docs"
 OF_ALL_TENANTS = ""
 """The tenant of what stands in every tenant."""
 _CHUNK_TOKENS, _OVERLAP_TOKENS = 256, 32
+_MARKS = 2
+"""An embedding model puts a mark before and one behind a text; both count as what it reads."""
 
 
 class Banks:
@@ -236,10 +238,11 @@ def settle_vectors(message: bank_pb2.MemoryBank, model: EmbeddingModel) -> None:
         InvalidArgument: the model reads less than a chunk has.
     """
     message.vector.embedding_model = model.address
-    if model.context_tokens and message.vector.chunk_size_tokens > model.context_tokens:
-        told = f"is {message.vector.chunk_size_tokens}, and {model.address} reads {model.context_tokens} tokens"
+    read = max(1, model.context_tokens - _MARKS) if model.context_tokens else 0
+    if read and message.vector.chunk_size_tokens > read:
+        told = f"is {message.vector.chunk_size_tokens}, and {model.address} reads {read} tokens of a text"
         raise InvalidArgument.one("bank.vector.chunk_size_tokens", told)
-    most = min(_CHUNK_TOKENS, model.context_tokens or _CHUNK_TOKENS)
+    most = min(_CHUNK_TOKENS, read or _CHUNK_TOKENS)
     message.vector.chunk_size_tokens = message.vector.chunk_size_tokens or most
     _settle_chunks(message.vector)
 
