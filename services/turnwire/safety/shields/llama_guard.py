@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 _NAME = "llama-guard"
 _ANSWER_TOKENS = 100
 """All fourteen categories and the two words before them fit."""
-_PAUSES = (0.5, 1.5)
-"""So many seconds it waits before it asks again, while the inference service is away."""
+_PAUSES = (0.5, 1.5, 3.0)
+"""So many seconds it waits before it asks again, while the inference service is away: a restart takes less."""
 
 
 class LlamaGuardSettings(ShieldSettings):
@@ -157,7 +157,7 @@ class LlamaGuardProvider:
             try:
                 return await self._written(request, deadline - loop.time())
             except Unavailable:
-                # A judgement has no effects, and a service that was started again is found again within a second.
+                # A judgement has no effects, and a service that was started again is found again soon.
                 if loop.time() + pause >= deadline:
                     raise
             await asyncio.sleep(pause)
