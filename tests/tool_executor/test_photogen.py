@@ -29,7 +29,7 @@ async def test_a_picture_is_kept_and_attached():
 
 async def test_a_picture_behind_an_address_is_fetched_where_the_operator_allows_it():
     async with fake_images() as fake:
-        async with executor_of(drawing(fake, picture_hosts=[fake.host])) as executor:
+        async with executor_of(drawing(fake), fetch={"allow_hosts": [fake.host]}) as executor:
             fake.script = ["url"]
             ran = await executor.run("photogen", PROMPT)
             assert PICTURE == await executor.download(ran.result.attachments[0].artifact_id)

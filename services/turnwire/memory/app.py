@@ -58,7 +58,7 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         inference = directory.channel("inference")
         embeddings = Embeddings(InferenceServiceStub(inference), ModelServiceStub(inference))
         artifacts = ArtifactServiceStub(directory.channel("tool_executor"))
-        contents = Contents(artifacts, GuardedFetcher(allow_hosts=settings.fetch_allow_hosts))
+        contents = Contents(artifacts, GuardedFetcher(allow_hosts=context.settings.fetch.allow_hosts))
         banks = Banks(store, [provider for _, provider in built], embeddings)
         tokens = Tokens()
         insertion = Insertion(store, banks, embeddings, Preparation(contents, reader, tokens))

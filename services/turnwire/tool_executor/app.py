@@ -59,7 +59,7 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         stack.push_async_callback(_released, journal)
         artifacts = Artifacts(store, await FolderBlobs.open(context.data_dir / "artifacts"), settings.artifacts)
         tools = Tools(store, [provider for _, provider in built])
-        attachments = Attachments(artifacts, GuardedFetcher())
+        attachments = Attachments(artifacts, GuardedFetcher(allow_hosts=settings.fetch.allow_hosts))
         executions = Executions(journal, tools, artifacts, attachments, context.draining)
         add_ToolExecutorServiceServicer_to_server(ToolExecutorServicer(executions), server)
         add_ToolServiceServicer_to_server(ToolServicer(tools), server)
@@ -72,7 +72,7 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         await journal.recover()
         for _, provider in built:
             stack.push_async_callback(provider.close)
-        surroundings = Surroundings(directory, artifacts, Workspaces(store))
+        surroundings = Surroundings(directory, artifacts, Workspaces(store), settings.fetch.allow_hosts)
         await asyncio.gather(*(provider.start(surroundings) for _, provider in built))
         await stack.enter_async_context(_beside(_keep_up(journal, artifacts), "upkeep of the tool executor"))
         if not alone:

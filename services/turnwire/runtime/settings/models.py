@@ -257,8 +257,13 @@ class MemorySettings(_Section):
 
     docs_dir: str = "auto"
     """A folder of Markdown for the bank `turnwire-docs`; `auto`: Turnwire's own documents; empty: no such bank."""
-    fetch_allow_hosts: list[str] = []
-    """Hosts, as `host` or `host:port`, that documents may be fetched from although they are not public."""
+
+
+class FetchSettings(_Section):
+    """Fetching of what callers, models and providers name by URL."""
+
+    allow_hosts: list[str] = []
+    """Hosts, as `host` or `host:port`, that may be fetched from although they are not public: servers of your own."""
 
 
 class SandboxSettings(_Section):
@@ -342,6 +347,7 @@ class Settings(_Section):
     """Whether services answer gRPC reflection."""
     providers: ProvidersSettings = ProvidersSettings()
     agent: AgentSettings = AgentSettings()
+    fetch: FetchSettings = FetchSettings()
     memory: MemorySettings = MemorySettings()
     sandbox: SandboxSettings = SandboxSettings()
     gateway: GatewaySettings = GatewaySettings()

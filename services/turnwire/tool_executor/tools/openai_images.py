@@ -78,8 +78,6 @@ class OpenAiImagesProvider:
         """The model, where a tool names none."""
         response_format: Literal["", "b64_json", "url"] = ""
         """How the picture is to come; empty: not said, since OpenAI's newer models refuse the word."""
-        picture_hosts: tuple[str, ...] = ()
-        """Hosts of your own, as `host` or `host:port`, whose addresses of pictures may lie on a private network."""
 
     def __init__(self, provider_id: str, config: Config) -> None:
         """Asks nobody yet."""
@@ -87,7 +85,7 @@ class OpenAiImagesProvider:
         self._key = config.api_key
         self._response_format = config.response_format
         # An address that a server names is no better than one that a stranger names.
-        self._fetcher = GuardedFetcher(allow_hosts=config.picture_hosts)
+        self._fetcher = GuardedFetcher()
         self._settings = config.model_dump(include={"model", "size", "quality"})
         self._api = WebApi(provider_id, config.base_url, [config.api_key], connect=self.defaults.connect)
         self._surroundings: Surroundings | None = None
@@ -98,6 +96,7 @@ class OpenAiImagesProvider:
     async def start(self, surroundings: Surroundings) -> None:
         """Connects when it is first asked."""
         self._surroundings = surroundings
+        self._fetcher = GuardedFetcher(allow_hosts=surroundings.allow_hosts)
 
     async def close(self) -> None:
         """Closes all connections."""
