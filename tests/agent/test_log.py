@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.agent.turns import TURN, completed, delta, inference_completed, started, step_started
 from turnwire.agent.log.cursor import Cursor
-from turnwire.agent.log.turn_log import TurnLog
+from turnwire.agent.log.turn_log import LogReplaced, TurnLog
 from turnwire.agent.log.writer import draft
 from turnwire.agent.v1 import event_pb2, turn_pb2
 from turnwire.fold import TurnFold
@@ -125,3 +127,51 @@ async def test_a_reader_that_leaves_leaves_nothing():
     await asyncio.gather(reading, return_exceptions=True)
 
     assert not log._watchers
+
+
+async def test_nothing_is_shown_while_the_lease_is_not_good():
+    good = False
+    log = _log(started(), step_started("s1"))
+    log.show_while(lambda: good)
+    cursor = _cursor(log, heartbeat=0.01).events()
+    first = asyncio.ensure_future(anext(cursor))
+    done, _ = await asyncio.wait({first}, timeout=0.1)
+    assert not done  # no event, and no heartbeat
+    good = True
+    log.wake()
+    assert "turn_started" == (await first).WhichOneof("payload")
+    good = False
+    second = asyncio.ensure_future(anext(cursor))
+    done, _ = await asyncio.wait({second}, timeout=0.1)
+    assert not done  # though it was read together with the first
+    good = True
+    log.wake()
+    assert "step_started" == (await second).WhichOneof("payload")
+    await cursor.aclose()
+
+
+async def test_the_reader_of_a_log_that_was_replaced_goes_on_elsewhere_at_once():
+    log = _log(started(), step_started("s1"))
+    cursor = _cursor(log).events()
+    await anext(cursor)
+    log.append_delta(delta("s1", 0, "never stored"))
+    log.replace()
+    with pytest.raises(LogReplaced):
+        await anext(cursor)
+
+
+def test_a_mirror_takes_each_number_once_however_it_comes():
+    log = _log(started(), step_started("s1"), ceiling=2)
+    live = [delta("s1", 0, "a"), delta("s1", 1, "b")]
+    for number, event in enumerate(live, start=3):
+        event.first_sequence = event.sequence = number
+    log.mirror(live[:1])
+    stored = delta("s1", 0, "abc")
+    stored.first_sequence, stored.sequence = 3, 5
+    log.mirror([stored], ceiling=9)
+    log.mirror(live)
+
+    assert 5 == log.last_sequence
+    assert 9 == log.ceiling
+    assert "abc" == log.fold.turn.steps[0].inference.text
+    assert [stored] == log.after(3, 10)
