@@ -10,6 +10,7 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from tests.fakes.images_server import fake_images
 from tests.tool_executor.calling import (
     CANCELLED,
     CODE,
@@ -257,3 +258,66 @@ async def test_without_a_runner_the_call_fails_and_says_so():
     assert error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE == ran.reason
     assert "sandbox_runner" in ran.result.failure.message
     assert not noted.HasField("dispatch_time")
+
+
+async def test_a_new_runner_has_the_files_of_code_and_of_calls_and_not_those_that_were_removed():
+    listing = "import os\nsorted(os.path.join(d, n) for d, _, names in os.walk('.') for n in names)"
+    async with (
+        running_mesh(
+            services=("sandbox_runner", "tool_executor"),
+            providers={"tool_executor": [CODE]},
+            access=SECRET,
+            sandbox={"preload": []},
+        ) as mesh,
+        calling(mesh) as executor,
+    ):
+        table = message_pb2.Attachment(text="a,b\n1,2\n", name="table.csv")
+        make = "import os\nx = 1\nos.mkdir('sub')\nfor p in ('sub/made.txt', 'gone.txt'): open(p, 'w').write(p)"
+        await _code(executor, make, "call_1", attachments=[table])
+        await _code(executor, "import os\nos.remove('gone.txt'); open('table.csv', 'a').write('3,4\\n')", "call_2")
+        first = (await executor.execution("call_1")).workspace_snapshot
+        second = (await executor.execution("call_2")).workspace_snapshot
+        await mesh.stop("sandbox_runner")
+        await mesh.start("sandbox_runner")
+        found = await _again(executor, listing)
+        read = await _code(executor, "open('table.csv').read() + open('sub/made.txt').read()", "call_4")
+        lost = await _code(executor, "x", "call_5")
+
+    assert "['./sub/made.txt', './table.csv']" in found
+    assert "variables and imports of earlier runs are gone; their files are there again." in found
+    assert "'a,b\\n1,2\\n3,4\\nsub/made.txt'" == read.result.content
+    assert "NameError" in lost.result.failure.message
+    assert "" != first != second != ""
+
+
+async def test_a_sandbox_that_has_burst_has_the_files_of_before_at_the_next_code():
+    async with _interpreter(sandbox={"preload": [], "workspace_bytes": 1024 * 1024}) as executor:
+        await _code(executor, "open('small.txt', 'w').write('kept')", "call_1")
+        burst = await _code(executor, "open('large.bin', 'wb').write(b'x' * 3_000_000)", "call_2")
+        after = await _code(executor, "import os; print(os.listdir('.')); open('small.txt').read()", "call_3")
+
+    assert burst.result.HasField("failure")
+    assert "'kept'" in after.result.content
+
+
+async def test_a_file_of_a_private_host_is_read_where_the_operator_allows_it():
+    async with fake_images() as fake:
+        file = message_pb2.Attachment(url=f"http://{fake.host}/picture.png", name="picture.png")
+        code = "open('picture.png', 'rb').read(4)"
+        async with _interpreter(fetch={"allow_hosts": [fake.host]}) as executor:
+            allowed = await _code(executor, code, "call_1", attachments=[file])
+        async with _interpreter() as executor:
+            refused = await _code(executor, code, "call_1", attachments=[file])
+
+    assert "b'\\x89PNG'" == allowed.result.content
+    assert error_pb2.ERROR_REASON_DOCUMENT_REFUSED == refused.reason
+
+
+async def _again(executor: Executor, code: str) -> str:
+    """Runs code until the runner, which has just started, is reached: each try is a call of its own."""
+    number = 0
+    while True:
+        ran = await _code(executor, code, f"again_{number}")
+        if ran.reason != error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE:
+            return ran.result.content
+        number += 1
