@@ -21,6 +21,8 @@ COMMANDS = {
     "turns": ("turnwire.cli.turns:turns", "List, show, watch, answer, cancel and delete turns."),
     "models": ("turnwire.cli.models:models", "List, register and fetch models."),
     "banks": ("turnwire.cli.banks:banks", "List, show, make, fill, ask and delete memory banks."),
+    "shields": ("turnwire.cli.shields:shields", "List, show, register, unregister and try shields."),
+    "tools": ("turnwire.cli.tools:tools", "List, show, register and unregister tools."),
     "providers": ("turnwire.cli.models:providers", "List the providers and their state."),
     "store": ("turnwire.cli.store:store", "Show the databases of the services, and bring them up to date."),
     "config": ("turnwire.cli.config:config", "Show, check and describe the settings."),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from turnwire.client.banks import Banks
+    from turnwire.client.shields import Shields
+    from turnwire.client.tools import Tools
     from turnwire.common.v1 import generation_pb2
     from turnwire.runtime.settings import TlsSettings
 
@@ -101,6 +103,20 @@ class Client:
         from turnwire.client.banks import Banks  # the contract of the memory service is only for who uses banks
 
         return Banks(self._channels, self._timeout)
+
+    @property
+    def shields(self) -> Shields:
+        """Shields: the registry, and their verdicts."""
+        from turnwire.client.shields import Shields
+
+        return Shields(self._channels, self._timeout)
+
+    @property
+    def tools(self) -> Tools:
+        """The registry of tools."""
+        from turnwire.client.tools import Tools
+
+        return Tools(self._channels, self._timeout)
 
     # Turns
 
