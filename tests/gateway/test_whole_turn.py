@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
+from tests.fakes.search_servers import fake_search
 from tests.gateway.edge import HEAD, Edge, running_edge, stream_answer
 from tests.gateway.test_turn_events import reading
 from tests.mesh.asking import check_log, folded, session_of
 from tests.mesh.peers import running_peers
+from tests.mesh.slow_mesh import BANKS, SERVICES, fill_banks, providers, serving_vectors
+from tests.tool_executor.calling import searching
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2, event_pb2
 from turnwire.client.client import user_message
 from turnwire.common.v1 import retrieval_pb2
@@ -103,6 +106,86 @@ async def test_the_whole_turn_is_one_fold_over_grpc_connect_grpc_web_and_sse():
     assert slow.start_time.ToNanoseconds() < failing.end_time.ToNanoseconds() < slow.end_time.ToNanoseconds()
     assert "Both were asked [1]: ä \U0001f600." == expected.output.parts[0].text
     assert json.loads(json_format.MessageToJson(expected))["output"]["citations"]
+
+
+async def test_the_whole_turn_of_the_real_services_is_one_fold_everywhere():
+    """Rules, secrets and a judge; two banks of vectors; a search that waits and code that fails, both at once."""
+    calls = [
+        {"name": "web_search", "arguments": {"query": "whales"}},
+        {"name": "code_interpreter", "arguments": {"code": "print('before')\n1 / 0"}},
+    ]
+    rules: list[dict[str, Any]] = [
+        {"after_tool": True, "text": "Both were asked [1]: a torpedo, ä \U0001f600."},
+        {"contains": "both", "calls": calls},
+    ]
+    shields = ["house-rules", "secrets", "llama-guard"]
+    tools = [agent_pb2.AgentTool(registered=agent_pb2.RegisteredTool(tool_id=str(call["name"]))) for call in calls]
+    async with fake_search() as fake, serving_vectors() as vectors:
+        fake.script = ["hang"]
+        configured = providers(vectors.provider, rules)
+        configured["tool_executor"].append(searching(fake))
+        async with (
+            running_edge(
+                services=SERVICES,
+                providers=configured,
+                access={"mesh_secret": "the secret of the mesh of a test"},
+                sandbox={"preload": [], "packages": []},
+                memory={"docs_dir": ""},
+            ) as edge,
+            edge.mesh.client() as client,
+        ):
+            await fill_banks(client)
+            session_id = await session_of(
+                client,
+                input_shields=shields,
+                output_shields=shields,
+                retrieval=agent_pb2.RetrievalConfig(bank_ids=BANKS),
+                tools=tools,
+            )
+            request = agent_service_pb2.RunTurnRequest(
+                session_id=session_id, turn_id="turn_real", messages=[user_message("ask both of the harpoon")]
+            )
+            protocols = ("connect", "grpc", "connect json", "grpc-web", "grpc-web-text", "sse")
+            began = [asyncio.Event() for _ in protocols]
+            readers = [asyncio.create_task(_live(edge, protocols[0], request, began[0]))]
+            await fake.asked.wait()
+            async with client.watch_turn("turn_real") as watching:
+                async for event in watching:
+                    if event.WhichOneof("payload") == "tool_call_completed":
+                        break  # the code has failed, and the search still waits
+            for protocol, event in zip(protocols[1:], began[1:], strict=True):
+                readers.append(asyncio.create_task(_live(edge, protocol, request, event)))
+            await asyncio.gather(*(event.wait() for event in began))
+            fake.gate.set()
+            found: list[list[event_pb2.StepEvent]] = await asyncio.gather(*readers)
+            expected = await client.get_turn("turn_real")
+
+    assert dict.fromkeys(protocols, expected) == {
+        protocol: folded(events) for protocol, events in zip(protocols, found, strict=True)
+    }
+    for events in found:
+        seen = [event for event in events if event.WhichOneof("payload") != "heartbeat"]
+        check_log(seen)
+        begun = [event.step_id for event in seen if event.WhichOneof("payload") == "step_started"]
+        ended = [event.step_id for event in seen if event.WhichOneof("payload") == "step_completed"]
+        # Shields of an answer run within the step that wrote it.
+        steps = [step.step_id for step in expected.steps]
+        assert (steps, [*steps[:4], steps[5], steps[4]]) == (begun, ended)
+    kinds = [agent_kind(step.type) for step in expected.steps]
+    assert ["SHIELD_CALL", "MEMORY_RETRIEVAL", "INFERENCE", "TOOL_EXECUTION", "INFERENCE", "SHIELD_CALL"] == kinds
+    assert all(step.HasField("start_time") and step.HasField("end_time") for step in expected.steps)
+    for step in (expected.steps[0], expected.steps[5]):
+        assert shields == [verdict.shield_id for verdict in step.shield_call.verdicts]
+        assert not any(verdict.HasField("failure") for verdict in step.shield_call.verdicts)
+    assert set(BANKS) == {chunk.bank_id for chunk in expected.steps[1].memory_retrieval.chunks}
+    slow, failing = expected.steps[3].tool_execution.executions
+    assert "Zweite Seite" in slow.result.content
+    assert "ZeroDivisionError" in failing.result.failure.message
+    assert failing.output.startswith("before\nTraceback")
+    assert failing.start_time.ToNanoseconds() < slow.end_time.ToNanoseconds()
+    assert slow.start_time.ToNanoseconds() < failing.end_time.ToNanoseconds() < slow.end_time.ToNanoseconds()
+    assert "Both were asked [1]: a [hidden], ä \U0001f600." == expected.output.parts[0].text
+    assert expected.output.citations
 
 
 def agent_kind(number: int) -> str:

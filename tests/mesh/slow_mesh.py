@@ -120,7 +120,7 @@ class SlowMesh:
             return False
 
 
-class _Vectors:
+class Vectors:
     """Vectors out of words, as those of the memory tests; a text that says so takes its time."""
 
     def __init__(self) -> None:
@@ -143,8 +143,8 @@ class _Vectors:
 
 
 @asynccontextmanager
-async def _vectors() -> AsyncGenerator[_Vectors]:
-    served = _Vectors()
+async def serving_vectors() -> AsyncGenerator[Vectors]:
+    served = Vectors()
     app = web.Application()
     app.router.add_post("/v1/embeddings", served.embeddings)
     runner = web.AppRunner(app, shutdown_timeout=0.2)
@@ -167,7 +167,8 @@ def _scripted(name: str, rules: list[dict[str, Any]]) -> dict[str, Any]:
 
 def providers(vectors: dict[str, Any], rules: list[dict[str, Any]]) -> dict[str, Any]:
     """Returns real providers of every service, but for the models that write."""
-    house = {"rules": [{"category": "whale", "words": ["leviathan"], "user_message": "Not of that."}]}
+    hidden = {"category": "weapon", "words": ["torpedo"], "level": "info", "redact": "[hidden]"}
+    house = {"rules": [{"category": "whale", "words": ["leviathan"], "user_message": "Not of that."}, hidden]}
     return {
         "inference": [_scripted("scripted", rules), _scripted("judge", _JUDGEMENTS), vectors],
         "safety": [
@@ -200,7 +201,7 @@ async def running_slow_mesh() -> AsyncGenerator[SlowMesh]:
         "memory": {"docs_dir": ""},
     }
     async with (
-        _vectors() as vectors,
+        serving_vectors() as vectors,
         running_mesh("processes", services=SERVICES, providers=providers(vectors.provider, _RULES), **settings) as mesh,
         mesh.client() as client,
         aiohttp.ClientSession(trust_env=False) as http,
