@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.fakes.images_server import FakeImages, fake_images
-from tests.mesh.asking import check_log, session_of, until
+from tests.mesh.asking import check_log, events_of, folded, session_of, until
+from tests.mesh.peers import running_peers
 from tests.tool_executor.calling import CODE, PREPARED, SECRET, SUCCEEDED, Executor, calling, drawing
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2, event_pb2, step_pb2, turn_pb2
 from turnwire.client.client import user_message
@@ -61,6 +62,9 @@ class _World:
     images: FakeImages
     session_id: str
     events: list[event_pb2.StepEvent] = field(default_factory=list[event_pb2.StepEvent])
+    """Of the first stream, for as long as it lasts."""
+    log: list[event_pb2.StepEvent] = field(default_factory=list[event_pb2.StepEvent])
+    """The whole turn, as it was read last."""
     accepted: asyncio.Event = field(default_factory=asyncio.Event)
     reading: asyncio.Task[None] | None = None
 
@@ -123,6 +127,7 @@ class _World:
 
         await until(read)
         check_log(events)
+        self.log = events
         return fold.turn
 
     async def decide(
@@ -138,8 +143,14 @@ class _World:
         return await self.ended()
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def store(request: pytest.FixtureRequest) -> str:
+    """Where the state is: the URL of either store."""
+    return request.getfixturevalue("postgres") if request.param == "postgres" else "sqlite"
+
+
 @asynccontextmanager
-async def _world(*, runner: bool = False) -> AsyncGenerator[_World]:
+async def _world(store: str = "sqlite", *, runner: bool = False) -> AsyncGenerator[_World]:
     scripted = {"provider_id": "scripted", "provider_type": "inline::scripted", "config": {"rules": RULES}}
     async with (
         fake_images() as images,
@@ -149,6 +160,8 @@ async def _world(*, runner: bool = False) -> AsyncGenerator[_World]:
             providers={"inference": [scripted], "tool_executor": [CODE, drawing(images)]},
             access=SECRET,
             sandbox={"preload": []},
+            store={"url": store},
+            agent={"lease_seconds": 2.0, "lease_renew_seconds": 0.5, "sweep_seconds": 0.5},
         ) as mesh,
         mesh.client() as client,
         calling(mesh) as executor,
@@ -190,8 +203,8 @@ async def test_without_a_fault_the_effect_is_there_once():
 
 
 @pytest.mark.parametrize("service", ["tool_executor", "agent"])
-async def test_what_was_only_prepared_when_a_process_died_runs_once(service: str):
-    async with _world(runner=True) as world:
+async def test_what_was_only_prepared_when_a_process_died_runs_once(service: str, store: str):
+    async with _world(store, runner=True) as world:
         # Over a connection that stands; the call then waits for a runner that does not answer.
         await world.executor.run("code_interpreter", {"code": "0"}, "call_0", session_id=world.session_id)
         await world.mesh.signal("sandbox_runner", signal.SIGSTOP)
@@ -207,19 +220,23 @@ async def test_what_was_only_prepared_when_a_process_died_runs_once(service: str
 
 
 @pytest.mark.parametrize("behaviour", ["hang", "make and hang"], ids=["before", "after"])
-async def test_what_an_executor_had_sent_when_it_died_is_asked_about_before_and_after_its_effect(behaviour: str):
-    async with _world() as world:
+async def test_what_an_executor_had_sent_when_it_died_is_asked_about_before_and_after_its_effect(
+    behaviour: str, store: str
+):
+    async with _world(store) as world:
         world.images.script = [behaviour]
         await world.begin("draw")
         await world.images.asked.wait()
         await world.restart("tool_executor")
         turn = await world.ended()
         _check_asks(turn)
+        further = [event.step_progress for event in world.log if event.step_progress.unit == "attempts"]
         made = list(world.images.effects)
         provided = message_pb2.ToolResult(content="I found it in the account.")
         done = await world.decide(PROVIDE, provided)
 
     first = _executions(turn)[0].call.call_id
+    assert [(first, 2)] == [(each.call_id, each.done) for each in further[:1]]
     assert ([first] if behaviour == "make and hang" else []) == made
     _check_done(done)
     assert "I found it in the account." == _executions(done)[0].result.content
@@ -244,8 +261,8 @@ async def test_a_retry_is_a_call_of_its_own_with_its_own_effect():
 
 
 @pytest.mark.parametrize("service", ["tool_executor", "agent"])
-async def test_an_outcome_that_was_stored_when_a_process_died_is_taken(service: str):
-    async with _world() as world:
+async def test_an_outcome_that_was_stored_when_a_process_died_is_taken(service: str, store: str):
+    async with _world(store) as world:
         world.images.script = ["hang"]
         await world.begin("draw")
         await world.images.asked.wait()
@@ -327,13 +344,36 @@ async def test_long_code_is_finished_within_the_grace_of_an_executor_that_is_tol
                 return False
 
         await until(dispatched)
+        # Nobody waits for it any more: the process does.
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
         await world.mesh.stop("tool_executor")
-        ran = await running
         await world.mesh.start("tool_executor")
+        await until(lambda: _answers(world.executor))
+        noted = await world.executor.execution()
 
-        async def noted() -> bool:
-            return (await world.executor.execution()).state == SUCCEEDED
+    assert (SUCCEEDED, "begun\nended") == (noted.state, noted.result.content)
 
-        await until(noted)
 
-    assert "begun\nended" == ran.result.content
+async def _answers(executor: Executor) -> bool:
+    return bool((await executor.execution()).call_id)
+
+
+async def test_a_tool_that_counts_fast_is_told_of_once_in_a_while():
+    rules = [
+        {"after_tool": True, "text": "All is done."},
+        {"contains": "count", "calls": [{"name": "counting", "arguments": {"text": "rows"}}]},
+    ]
+    async with (
+        running_peers() as peers,
+        running_mesh(rules=rules, addresses=peers.addresses) as mesh,
+        mesh.client() as client,
+    ):
+        tool = agent_pb2.AgentTool(registered=agent_pb2.RegisteredTool(tool_id="counting"))
+        events = await events_of(client, await session_of(client, tools=[tool]), "count")
+
+    told = [event.step_progress for event in events if event.HasField("step_progress")]
+    (execution,) = _executions(folded(events))
+    assert (1, 1000, "rows", execution.call.call_id) == (told[0].done, told[0].total, told[0].unit, told[0].call_id)
+    assert len(told) < 100
+    assert "counted" == execution.result.content

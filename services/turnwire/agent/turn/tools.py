@@ -149,7 +149,7 @@ class ToolStep:
         held = self._screening.holds_result(call.name)
         # The executor ends what passes the tool's own limit, and says so; this one is for an executor that does not.
         seconds = max(_SECONDS, tool.limits.total.seconds + _MARGIN_SECONDS)
-        told = time.monotonic()
+        told = float("-inf")
         stream = self._executor.ExecuteTool(request, timeout=seconds)
         async with upstream(stream):
             async for response in stream:
