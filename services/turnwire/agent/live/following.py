@@ -15,7 +15,7 @@ from turnwire.agent.store.ownership import TOPIC, Owner
 from turnwire.agent.v1 import turn_owner_service_pb2 as messages
 from turnwire.agent.v1 import turn_pb2
 from turnwire.errors import TurnwireError, from_rpc_error
-from turnwire.fold import TERMINAL_STATUSES
+from turnwire.fold import TERMINAL_STATUSES, SequenceGapError
 from turnwire.runtime.channels import upstream
 from turnwire.runtime.identity import acting_as
 
@@ -103,6 +103,9 @@ class Following:
         except grpc.RpcError as error:
             told = from_rpc_error(error, service="agent").message
             _log.info("turn_not_followed", turn_id=live.row.turn_id, error=told)
+        except SequenceGapError as error:
+            # The owner is at another place than the store, for now: what is stored closes the gap.
+            _log.warning("turn_not_followed", turn_id=live.row.turn_id, error=str(error))
         return live.log.last_sequence > before
 
     async def _look(self, live: LiveTurn) -> _State | None:

@@ -92,6 +92,10 @@ class Lease:
                 _log.warning("lease_not_renewed", instance_id=self.instance_id, error=str(error))
                 pause = min(_AGAIN_SECONDS, self._renew_seconds)
                 continue
+            except Exception:
+                # Whatever it is: who does not renew goes dark, and has to go on trying.
+                _log.exception("lease_defect", instance_id=self.instance_id)
+                continue
             pause = self._renew_seconds
             if self.good and not was_good:
                 lit_again()

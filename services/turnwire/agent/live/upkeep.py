@@ -121,6 +121,9 @@ class Upkeep:
                 await work()
             except TurnwireError as error:
                 _log.warning("sweep_failed", error=error.message)
+            except Exception:
+                # One turn's defect must not keep the others from being looked after.
+                _log.exception("sweep_defect")
             if seconds is not None:
                 await asyncio.sleep(seconds)
                 continue
