@@ -369,6 +369,7 @@ def _environment(tmp_path: Path) -> dict[str, str]:
         "TURNWIRE_DATABASE": "postgresql://turnwire@db/turnwire",
         **{name: key_of(name) for name in ("TURNWIRE_ANN_KEY", "TURNWIRE_CI_KEY", "TURNWIRE_GATEWAY_KEY")},
         **{name: key_of(name) for name in ("TURNWIRE_OPERATOR_KEY", "TURNWIRE_SECRET")},
+        **{name: key_of(name) for name in ("TURNWIRE_S3_KEY", "TURNWIRE_S3_SECRET")},
     }
 
 

@@ -26,6 +26,7 @@ from turnwire.tool_executor.store.schema import SCHEMA
 from turnwire.tool_executor.v1 import artifact_service_pb2 as messages
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
     from pathlib import Path
 
 pytestmark = pytest.mark.mesh
@@ -140,10 +141,10 @@ class _SlowToDelete(FolderBlobs):
         super().__init__(folder)
         self.reached, self.gate = asyncio.Event(), asyncio.Event()
 
-    async def delete(self, tenant: str, sha256: str) -> None:
+    async def delete(self, tenant: str, sha256: str, is_used: Callable[[], Awaitable[bool]]) -> None:
         self.reached.set()
         await self.gate.wait()
-        await super().delete(tenant, sha256)
+        await super().delete(tenant, sha256, is_used)
 
 
 async def test_a_content_that_is_being_removed_is_taken_by_nobody(tmp_path: Path):

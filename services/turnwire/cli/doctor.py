@@ -93,6 +93,8 @@ def _here(
     if mesh is None:
         yield machine.ports(settings)
     yield state.stores(settings, _processes(mesh))
+    if settings.artifacts.url != "folder":
+        yield state.artifacts(settings)
     lacking = engine.library(settings)
     yield lacking
     if lacking.state == "ok":
@@ -119,6 +121,10 @@ async def _of_mesh(report: _Report) -> AsyncIterator[Finding]:
     if not names:
         yield Finding("mesh", "note", "none runs here", "`turnwire up` starts one")
         return
+    off: dict[str, str] = (report.mesh or {}).get("off", {})
+    for finding in mesh.switched_off(off):
+        yield finding
+    names = [name for name in names if name not in off]
     async with connected() as client:
         found = await mesh.services(client, names)
         yield found

@@ -25,7 +25,9 @@ A message says what happened, where, and what to do next. One interceptor turns 
 # ├── ResourceExhausted          RESOURCE_EXHAUSTED   (abstract)
 # │   └── Overloaded, MessageTooLarge, SessionQueueFull, QuotaExhausted
 # ├── Unavailable                UNAVAILABLE          SERVICE_UNAVAILABLE: retry with back-off
-# │   └── Draining, StoreUnavailable, NotOwner
+# │   ├── Draining, NotOwner
+# │   └── StoreUnavailable
+# │       └── ArtifactStoreUnavailable                the object store of artifacts
 # ├── DeadlineExceeded           DEADLINE_EXCEEDED
 # ├── Cancelled                  CANCELLED
 # ├── Unimplemented              UNIMPLEMENTED
@@ -37,6 +39,7 @@ A message says what happened, where, and what to do next. One interceptor turns 
 
 from turnwire.errors.base import DOMAIN, FieldViolation, TurnwireError
 from turnwire.errors.mesh import (
+    ArtifactStoreUnavailable,
     Cancelled,
     DeadlineExceeded,
     Draining,
@@ -92,6 +95,7 @@ __all__ = [
     "DOMAIN",
     "AlreadyExists",
     "Ambiguous",
+    "ArtifactStoreUnavailable",
     "Cancelled",
     "ContextLengthExceeded",
     "DeadlineExceeded",

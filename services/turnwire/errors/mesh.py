@@ -123,6 +123,20 @@ class StoreUnavailable(Unavailable):
         )
 
 
+class ArtifactStoreUnavailable(StoreUnavailable):
+    """The object store of artifacts cannot be reached, or refuses."""
+
+    def __init__(self, where: str, detail: str, todo: str) -> None:
+        """Tells where it is, what it said, and what to do."""
+        self.detail = detail
+        self.todo = todo
+        TurnwireError.__init__(
+            self,
+            f"The artifact store {where} cannot be used: {detail}. {todo}.",
+            metadata={"service": "tool_executor", "store": where},
+        )
+
+
 class NotOwner(Unavailable):
     """The process is not (or no longer) the owner of a turn."""
 

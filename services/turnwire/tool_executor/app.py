@@ -11,6 +11,7 @@ import structlog
 
 from turnwire.common.v1 import inspect_service_pb2
 from turnwire.errors import TurnwireError
+from turnwire.runtime.extras import imported
 from turnwire.runtime.fetch import GuardedFetcher
 from turnwire.tool_executor import journal as journals
 from turnwire.tool_executor.artifact_service import ArtifactServicer
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from turnwire.runtime.context import ServiceContext
     from turnwire.runtime.directory import Directory
+    from turnwire.tool_executor.artifacts import Blobs
     from turnwire.tool_executor.tools.port import Provider
 
 _log = structlog.get_logger(__name__)
@@ -57,7 +59,9 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         journal = Journal(store, context.instance_id)
         await journal.hold(None if alone else settings.agent.lease_seconds)
         stack.push_async_callback(_released, journal)
-        artifacts = Artifacts(store, await FolderBlobs.open(context.data_dir / "artifacts"), settings.artifacts)
+        blobs = await _opened(context)
+        stack.push_async_callback(blobs.close)
+        artifacts = Artifacts(store, blobs, settings.artifacts)
         tools = Tools(store, [provider for _, provider in built])
         attachments = Attachments(artifacts, GuardedFetcher(allow_hosts=settings.fetch.allow_hosts))
         executions = Executions(journal, tools, artifacts, attachments, context.draining)
@@ -84,6 +88,16 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         finally:
             # The lease is renewed until all is left.
             await executions.close(settings.agent.drain_seconds if context.draining.is_set() else 0.0)
+
+
+async def _opened(context: ServiceContext) -> Blobs:
+    """Opens the place where the contents of files lie."""
+    settings = context.settings.artifacts
+    if settings.url == "folder":
+        return await FolderBlobs.open(context.data_dir / "artifacts")
+    module = imported("turnwire.tool_executor.artifacts.s3", setting="artifacts.url", extra="s3")
+    blobs: Blobs = await module.S3Blobs.open(settings)
+    return blobs
 
 
 @asynccontextmanager

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from turnwire.cli.checks.finding import Finding
 from turnwire.cli.processes import described
 from turnwire.cli.stores import SCHEMAS, Kept, look, schema_of, version_in
-from turnwire.errors import StoreUnavailable
-from turnwire.runtime.extras import ExtraMissing
+from turnwire.errors import ArtifactStoreUnavailable, StoreUnavailable
+from turnwire.runtime.extras import ExtraMissing, imported
 from turnwire.runtime.settings import Settings, SettingsError, find_settings_file
 
 if TYPE_CHECKING:
@@ -57,6 +57,18 @@ def stores(settings: Settings, own: frozenset[int]) -> Finding:
     if not told:
         return Finding("stores", "ok", f"nothing is kept in {settings.data_dir} yet")
     return Finding("stores", "ok", f"{' and '.join(told)} in {settings.data_dir} can be used")
+
+
+def artifacts(settings: Settings) -> Finding:
+    """Checks that the object store of artifacts can be used."""
+    try:
+        module = imported("turnwire.tool_executor.artifacts.s3", setting="artifacts.url", extra="s3")
+        where = asyncio.run(module.checked(settings.artifacts))
+    except ExtraMissing as error:
+        return Finding("artifacts", "problem", str(error), "pip install 'turnwire[s3]'")
+    except ArtifactStoreUnavailable as error:
+        return Finding("artifacts", "problem", error.detail, error.todo)
+    return Finding("artifacts", "ok", f"{where} can be used")
 
 
 @contextmanager

@@ -306,10 +306,30 @@ class SandboxSettings(_Section):
 class ArtifactSettings(_Section):
     """Files that sessions and tools keep, in the tool executor service."""
 
+    url: Annotated[str, Field(pattern=r"^(folder|s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[A-Za-z0-9!_.*'()/-]+)?)$")] = (
+        "folder"
+    )
+    """`folder` (in the data directory), or `s3://bucket/prefix`: a bucket that all replicas reach."""
+    endpoint: Annotated[str, Field(pattern=r"^(https?://[^/@\s]+/?)?$")] = ""
+    """Where the S3-compatible store is, as `https://minio.example.org:9000`; empty: at AWS."""
+    region: str = "us-east-1"
+    """The region of the bucket; stores outside AWS seldom mind."""
+    access_key: str = ""
+    """The id of the key; empty: what the environment gives, as the role of a pod."""
+    secret_key: Annotated[str, Field(repr=False)] = ""
+    """The secret of the key; better written as `${env.NAME}`."""
     file_bytes: Annotated[int, Field(ge=1024)] = 256 * 1024 * 1024
     """The largest file."""
     tenant_bytes: Annotated[int, Field(ge=1024)] = 10 * 1024 * 1024 * 1024
     """The files of a tenant together."""
+
+    @model_validator(mode="after")
+    def _pair(self) -> ArtifactSettings:
+        if bool(self.access_key) != bool(self.secret_key):
+            raise ValueError("`access_key` and `secret_key` go together")
+        if self.url == "folder" and (self.endpoint or self.access_key):
+            raise ValueError("`endpoint` and keys go with an `url` as `s3://bucket/prefix`")
+        return self
 
 
 class GatewaySettings(_Section):

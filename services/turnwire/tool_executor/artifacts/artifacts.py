@@ -104,10 +104,16 @@ class Artifacts:
         if start > artifact.size_bytes:
             raise InvalidArgument.one("start_byte", f"lies beyond the end: the file has {artifact.size_bytes} bytes")
         last = artifact.size_bytes if end is None else min(end, artifact.size_bytes)
+        whole = start == 0 and last == artifact.size_bytes
+        digest = hashlib.sha256()
         try:
             async with aclosing(self._blobs.read(tenant, artifact.sha256, start, last)) as pieces:
                 async for piece in pieces:
                     start += len(piece)
+                    digest.update(piece)
+                    # Nobody has the whole of a content that was altered where it lies.
+                    if whole and start == last and digest.hexdigest() != artifact.sha256:
+                        raise StoreUnavailable("tool_executor", f"the content of {artifact_id} was altered")
                     yield piece
         except FileNotFoundError:
             await self.get(tenant, artifact_id)  # deleted meanwhile: then it is not found
@@ -158,21 +164,25 @@ class Artifacts:
         async with self._locks.held((tenant, artifact.sha256)):
             removed, shared = await self._store.write(unit)
             if removed and not shared:
-                await self._blobs.delete(tenant, artifact.sha256)
+                await self._remove(tenant, artifact.sha256)
         if not removed:
             raise NotFound("artifact", artifact_id)
 
     async def sweep(self) -> int:
         """Removes contents without a file, which a process that died has left; returns how many."""
         removed = 0
+        await self._blobs.tidy(self._is_used)
         for tenant, sha256 in await self._blobs.listed():
             async with self._locks.held((tenant, sha256)):
                 if not await self._is_used(tenant, sha256):
-                    await self._blobs.delete(tenant, sha256)
+                    await self._remove(tenant, sha256)
                     removed += 1
         if removed:
             _log.info("artifacts_swept", removed=removed)
         return removed
+
+    async def _remove(self, tenant: str, sha256: str) -> None:
+        await self._blobs.delete(tenant, sha256, lambda: self._is_used(tenant, sha256))
 
     async def _is_used(self, tenant: str, sha256: str) -> bool:
         async def unit(tx: Transaction) -> bool:
@@ -203,10 +213,11 @@ class Artifacts:
             kept: artifact_pb2.Artifact | None = None
             try:
                 kept = await self._store.write(unit)
+                await blob.confirm(tenant, artifact.sha256)
                 return kept
             finally:
                 if kept is not artifact and not await self._is_used(tenant, artifact.sha256):
-                    await self._blobs.delete(tenant, artifact.sha256)
+                    await self._remove(tenant, artifact.sha256)
 
 
 class Draft:

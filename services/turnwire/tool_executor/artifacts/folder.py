@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
 
 T = TypeVar("T")
@@ -52,13 +52,19 @@ class FolderBlobs:
         finally:
             os.close(descriptor)
 
-    async def delete(self, tenant: str, sha256: str) -> None:
-        """Removes a content; one that is gone is no error."""
+    async def delete(self, tenant: str, sha256: str, is_used: Callable[[], Awaitable[bool]]) -> None:
+        """Removes a content; one that is gone is no error. The folder is this process's: nobody takes it meanwhile."""
         await asyncio.to_thread(self.path(tenant, sha256).unlink, missing_ok=True)
 
     async def listed(self) -> Sequence[tuple[str, str]]:
         """Returns (tenant, hash) of all that is there."""
         return await asyncio.to_thread(self._listed)
+
+    async def tidy(self, is_used: Callable[[str, str], Awaitable[bool]]) -> None:
+        """Has nothing to do: `open` has removed the drafts."""
+
+    async def close(self) -> None:
+        """Has nothing to close."""
 
     def path(self, tenant: str, sha256: str) -> Path:
         """Returns where a content lies."""
@@ -93,6 +99,9 @@ class FolderDraft:
         """Makes what was written the content of a hash, on the disk."""
         target = self._blobs.path(tenant, sha256)
         await _to_end(self._kept, target)
+
+    async def confirm(self, tenant: str, sha256: str) -> None:
+        """Has nothing to see to: no other process removes it."""
 
     async def discard(self) -> None:
         """Throws away what was written; after `keep` it does nothing."""

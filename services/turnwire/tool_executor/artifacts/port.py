@@ -1,11 +1,11 @@
-"""What artifacts ask of the place where their contents lie: a folder, or later an object store."""
+"""What artifacts ask of the place where their contents lie: a folder, or an object store."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 
 
 class BlobDraft(Protocol):
@@ -19,8 +19,12 @@ class BlobDraft(Protocol):
         """Makes what was written the content of a hash: when this returns, it survives a loss of power."""
         ...
 
+    async def confirm(self, tenant: str, sha256: str) -> None:
+        """Sees that what was kept is there still, now that it is known to be used: a replica may have removed it."""
+        ...
+
     async def discard(self) -> None:
-        """Throws away what was written; after `keep` it does nothing."""
+        """Throws away what was written; what was kept stays."""
         ...
 
 
@@ -39,10 +43,21 @@ class Blobs(Protocol):
         """
         ...
 
-    async def delete(self, tenant: str, sha256: str) -> None:
-        """Removes a content; one that is gone is no error."""
+    async def delete(self, tenant: str, sha256: str, is_used: Callable[[], Awaitable[bool]]) -> None:
+        """Removes a content; one that is gone is no error.
+
+        Where replicas share the place, it is put back when `is_used` says afterwards that another has taken it.
+        """
         ...
 
     async def listed(self) -> Sequence[tuple[str, str]]:
         """Returns (tenant, hash) of all that is there."""
+        ...
+
+    async def tidy(self, is_used: Callable[[str, str], Awaitable[bool]]) -> None:
+        """Removes what processes that have died left half-done."""
+        ...
+
+    async def close(self) -> None:
+        """Closes what was opened."""
         ...

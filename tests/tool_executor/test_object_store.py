@@ -1,0 +1,250 @@
+"""Files in a real S3-compatible store: whole or not there, for every replica, and clear words when it is away."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tracemalloc
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.tool_executor.calling import CODE, SECRET, calling
+from turnwire.cli.checks import state
+from turnwire.errors import ArtifactStoreUnavailable, StoreUnavailable
+from turnwire.runtime.settings import ArtifactSettings, Settings
+from turnwire.runtime.storage import SqliteStore
+from turnwire.testing.mesh import running_mesh
+from turnwire.testing.object_store import BUCKET, SECRET_KEY, running_object_store
+from turnwire.tool_executor.artifacts import Artifacts
+from turnwire.tool_executor.artifacts.s3 import PART, S3Blobs
+from turnwire.tool_executor.store.schema import SCHEMA
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from turnwire.testing.object_store import ObjectStore
+
+pytestmark = pytest.mark.mesh
+DATA = os.urandom(PART + 1_000_003)
+SHA256 = hashlib.sha256(DATA).hexdigest()
+CONTENT = f"contents/=t/{SHA256}"
+
+
+def _prefix(place: dict[str, str]) -> str:
+    return place["url"].removeprefix(f"s3://{BUCKET}/") + "/"
+
+
+def _keys(store: ObjectStore, place: dict[str, str]) -> list[str]:
+    found = store.client().list_objects_v2(Bucket=BUCKET, Prefix=_prefix(place))
+    return sorted(entry["Key"].removeprefix(_prefix(place)) for entry in found.get("Contents", []))
+
+
+def _put(store: ObjectStore, place: dict[str, str], key: str, body: bytes) -> None:
+    store.client().put_object(Bucket=BUCKET, Key=_prefix(place) + key, Body=body)
+
+
+async def _opened(stack: AsyncExitStack, settings: dict[str, str]) -> S3Blobs:
+    blobs = await S3Blobs.open(ArtifactSettings.model_validate(settings))
+    stack.push_async_callback(blobs.close)
+    return blobs
+
+
+async def yes() -> bool:
+    """Says that a content is used."""
+    return True
+
+
+async def no() -> bool:
+    """Says that a content is not used."""
+    return False
+
+
+async def test_two_executors_serve_the_files_of_one_store(object_store: ObjectStore, postgres: str):
+    settings: dict[str, Any] = {
+        "services": ("tool_executor",),
+        "providers": {"tool_executor": []},
+        "store": {"url": postgres},
+        "artifacts": object_store.settings(),
+    }
+    async with (
+        running_mesh(**settings) as first,
+        running_mesh(**settings) as second,
+        calling(first) as one,
+        calling(second) as other,
+    ):
+        artifact = await one.upload(DATA, sha256=SHA256)
+
+        assert DATA == await other.download(artifact.artifact_id)
+        assert DATA[PART - 5 : PART + 5] == await other.download(artifact.artifact_id, PART - 5, PART + 5)
+
+
+async def test_a_workspace_is_restored_from_the_store(object_store: ObjectStore, tmp_path: Path):
+    place = object_store.settings()
+    settings: dict[str, Any] = {
+        "services": ("sandbox_runner", "tool_executor"),
+        "providers": {"tool_executor": [CODE]},
+        "access": SECRET | {"api_keys": [{"name": "t", "key": "key-of-a-test-000000", "roles": ["admin"]}]},
+        "artifacts": place,
+        "sandbox": {"packages": [], "preload": []},
+    }
+    async with running_mesh(folder=tmp_path, **settings) as mesh, calling(mesh, "key-of-a-test-000000") as executor:
+        ran = await executor.run("code_interpreter", {"code": "open('kept.txt', 'w').write('from the store')"})
+        assert not ran.reason, ran.result
+        assert any("contents/=default/" in key for key in _keys(object_store, place))
+        await mesh.stop("sandbox_runner")
+        await mesh.start("sandbox_runner")
+        again = await executor.run("code_interpreter", {"code": "print(open('kept.txt').read())"}, "call_2")
+
+    assert "from the store" in again.output + again.result.content
+
+
+async def test_an_upload_is_not_in_memory(object_store: ObjectStore):
+    async with AsyncExitStack() as stack:
+        blobs = await _opened(stack, object_store.settings())
+        draft = await blobs.draft()
+        stack.push_async_callback(draft.discard)
+        piece = os.urandom(1 << 20)
+        tracemalloc.start()
+        try:
+            for _ in range(12 * PART // len(piece)):
+                await draft.write(piece)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+
+    assert peak < 5 * PART
+
+
+async def test_nothing_is_left_of_an_upload_but_its_content(object_store: ObjectStore, tmp_path: Path):
+    place = object_store.settings()
+    async with AsyncExitStack() as stack:
+        blobs = await _opened(stack, place)
+        store = await SqliteStore.open(tmp_path / "store.sqlite3", SCHEMA)
+        stack.push_async_callback(store.close)
+        artifacts = Artifacts(store, blobs, ArtifactSettings())
+        await artifacts.keep("t", "large", DATA)
+        dropped = await blobs.draft()
+        await dropped.write(DATA)
+        await dropped.discard()
+
+    assert [CONTENT] == _keys(object_store, place)
+    assert not object_store.client().list_multipart_uploads(Bucket=BUCKET, Prefix=_prefix(place)).get("Uploads")
+
+
+async def test_a_content_that_was_altered_is_never_had_whole(object_store: ObjectStore, tmp_path: Path):
+    place = object_store.settings()
+    got = bytearray()
+    async with AsyncExitStack() as stack:
+        blobs = await _opened(stack, place)
+        store = await SqliteStore.open(tmp_path / "store.sqlite3", SCHEMA)
+        stack.push_async_callback(store.close)
+        artifacts = Artifacts(store, blobs, ArtifactSettings())
+        kept = await artifacts.keep("t", "file", DATA)
+        _put(object_store, place, CONTENT, b"x" + DATA[1:])
+
+        async def read() -> None:
+            async for piece in artifacts.read("t", kept.artifact_id):
+                got.extend(piece)
+
+        with pytest.raises(StoreUnavailable, match="was altered"):
+            await read()
+
+    assert len(got) < len(DATA)
+
+
+async def test_a_content_that_a_replica_takes_while_it_is_removed_is_put_back(object_store: ObjectStore):
+    place = object_store.settings()
+    async with AsyncExitStack() as stack:
+        blobs = await _opened(stack, place)
+        draft = await blobs.draft()
+        stack.push_async_callback(draft.discard)
+        await draft.write(DATA)
+        await draft.keep("t", SHA256)
+
+        await blobs.delete("t", SHA256, yes)  # the row was there before this looked: it is put back here
+        assert CONTENT in _keys(object_store, place)
+        await blobs.delete("t", SHA256, no)  # the row comes after: the writer sees it when it confirms
+        assert CONTENT not in _keys(object_store, place)
+        await draft.confirm("t", SHA256)
+        assert CONTENT in _keys(object_store, place)
+
+    assert [CONTENT] == _keys(object_store, place)
+
+
+async def test_a_removal_that_was_cut_is_ended_by_the_sweep(object_store: ObjectStore):
+    place = object_store.settings()
+    other = hashlib.sha256(b"other").hexdigest()
+    _put(object_store, place, f"removed/=t/{SHA256}/1", DATA)
+    _put(object_store, place, f"removed/=t/{other}/1", b"other")
+    _put(object_store, place, "drafts/young", b"of a writer that lives")
+
+    async def used(tenant: str, sha256: str) -> bool:
+        return (tenant, sha256) == ("t", SHA256)
+
+    async with AsyncExitStack() as stack:
+        blobs = await _opened(stack, place)
+        await blobs.tidy(used)
+
+    assert [CONTENT, "drafts/young"] == _keys(object_store, place)
+
+
+@pytest.mark.parametrize(
+    ("change", "detail", "todo"),
+    [
+        ({"secret_key": "not-the-secret-of-tests"}, "SignatureDoesNotMatch", "artifacts.secret_key"),
+        ({"access_key": "nobody"}, "InvalidAccessKeyId", "artifacts.access_key"),
+        ({"url": "s3://no-such-bucket-here/x"}, "NoSuchBucket", "Make the bucket"),
+        ({"endpoint": "http://127.0.0.1:9"}, "cannot be reached", "artifacts.endpoint"),
+    ],
+    ids=["secret", "key", "bucket", "away"],
+)
+async def test_a_store_that_cannot_be_used_says_why_and_what_to_do(
+    object_store: ObjectStore, change: dict[str, str], detail: str, todo: str
+):
+    settings = object_store.settings() | change
+    with pytest.raises(ArtifactStoreUnavailable) as raised:
+        async with running_mesh(services=("tool_executor",), providers={"tool_executor": []}, artifacts=settings):
+            pass
+
+    told = str(raised.value)
+    assert detail in raised.value.detail
+    assert todo in told
+    assert re.search(SECRET_KEY + "|" + re.escape(change.get("secret_key", SECRET_KEY)), told) is None
+
+
+async def test_files_are_unavailable_while_the_store_is_away_and_then_again_there():
+    with running_object_store() as store:
+        settings: dict[str, Any] = {
+            "services": ("tool_executor",),
+            "providers": {"tool_executor": []},
+            "artifacts": store.settings(),
+        }
+        async with running_mesh(**settings) as mesh, calling(mesh) as executor:
+            artifact = await executor.upload(DATA)
+            store.kill()
+            for call in (executor.download(artifact.artifact_id), executor.upload(b"more")):
+                with pytest.raises(StoreUnavailable, match=r"cannot be reached.*artifacts\.endpoint"):
+                    await call
+            store.start()
+
+            assert DATA == await executor.download(artifact.artifact_id)
+            assert (await executor.upload(b"more")).artifact_id
+
+
+def test_the_doctor_looks_at_the_store(object_store: ObjectStore):
+    given = object_store.settings()
+    good = state.artifacts(Settings.model_validate({"artifacts": given}))
+    bad = state.artifacts(Settings.model_validate({"artifacts": given | {"secret_key": "not-the-secret"}}))
+
+    assert ("ok", True) == (good.state, given["endpoint"] in good.said)
+    assert ("problem", True) == (bad.state, "SignatureDoesNotMatch" in bad.said)
+    assert "artifacts.secret_key" in bad.todo
+
+
+def test_the_secret_is_not_shown_with_the_settings(object_store: ObjectStore):
+    settings = Settings.model_validate({"artifacts": object_store.settings()})
+
+    assert SECRET_KEY not in repr(settings)
