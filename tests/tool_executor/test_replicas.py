@@ -31,7 +31,9 @@ class _Replica:
 
 
 @asynccontextmanager
-async def _replicas(url: str, *providers: dict[str, Any]) -> AsyncGenerator[tuple[_Replica, _Replica]]:
+async def _replicas(
+    url: str, *providers: dict[str, Any], lease_seconds: float = 2.0
+) -> AsyncGenerator[tuple[_Replica, _Replica]]:
     async with AsyncExitStack() as stack:
         replicas: list[_Replica] = []
         for _ in range(2):
@@ -41,7 +43,7 @@ async def _replicas(url: str, *providers: dict[str, Any]) -> AsyncGenerator[tupl
                     services=("tool_executor",),
                     providers={"tool_executor": list(providers)},
                     store={"url": url},
-                    agent={"lease_seconds": 2.0, "lease_renew_seconds": 0.5},
+                    agent={"lease_seconds": lease_seconds, "lease_renew_seconds": 0.5, "drain_seconds": 0.5},
                 )
             )
             replicas.append(_Replica(mesh, await stack.enter_async_context(calling(mesh))))
@@ -123,7 +125,8 @@ async def test_one_that_stood_still_beyond_its_lease_writes_no_outcome_over_the_
 
 
 async def test_one_that_is_told_to_end_leaves_what_it_ran_at_once(postgres: str):
-    async with fake_search() as fake, _replicas(postgres, searching(fake)) as (one, other):
+    # Nobody could wait for the end of this lease.
+    async with fake_search() as fake, _replicas(postgres, searching(fake), lease_seconds=3600.0) as (one, other):
         fake.script = ["hang"]
         running = asyncio.create_task(one.executor.run("web_search", QUERY))
         await fake.asked.wait()

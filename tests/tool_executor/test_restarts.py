@@ -174,7 +174,8 @@ async def test_a_runner_that_dies_in_the_middle_leaves_an_unknown_outcome_and_th
         await seen.wait()
         await mesh.kill("sandbox_runner")
         await running
-        refused = await executor.run("code_interpreter", {"code": "1"}, "call_2")
+        limits = tool_executor_service_pb2.ExecutionLimits(connect=Duration(seconds=2))
+        refused = await executor.run("code_interpreter", {"code": "1"}, "call_2", limits=limits)
         await mesh.start("sandbox_runner")
 
         async def runs() -> bool:
@@ -199,6 +200,25 @@ async def test_a_runner_that_does_not_answer_is_waited_for_as_long_as_connecting
 
     assert (error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, "connect") == (ran.reason, ran.result.failure.metadata["limit"])
     assert not noted.HasField("dispatch_time")
+
+
+async def test_code_waits_for_a_runner_that_is_started_again_since_nothing_was_sent():
+    async with _mesh(CODE, runner=True) as (mesh, executor):
+        await executor.run("code_interpreter", {"code": "x = 1"}, "call_0")
+        await mesh.kill("sandbox_runner")
+        waiting = executor.stream("code_interpreter", {"code": "6 * 7"}, "call_1")
+        attempts: list[int] = []
+        async for response in waiting:
+            if response.progress.unit == "attempts":
+                attempts.append(response.progress.done)
+                break
+        await mesh.start("sandbox_runner")
+        ran = await executor.run("code_interpreter", {"code": "6 * 7"}, "call_1")
+        waiting.cancel()
+
+    assert [2] == attempts
+    assert ran.result.content.startswith("42")
+    assert "started anew" in ran.result.content
 
 
 async def test_a_call_that_a_process_left_prepared_can_be_cancelled():

@@ -315,6 +315,7 @@ class Executions:
             wanted_total=wanted_total(work.request.limits),
         )
         limit, seconds = "connect", limits.connect
+        sent = False
         async with aclosing(work.provider.execute(call)) as pieces:
             while True:
                 piece: Piece | None = await _within(anext(pieces, None), limit, seconds, limits, ends)
@@ -324,10 +325,11 @@ class Executions:
                 match piece:
                     case Sending():
                         limit, seconds = "first_byte", limits.first_byte
-                    case Output() | Progress():
+                        sent = True
+                    case Output() | Progress() if sent:
                         limit, seconds = "silence", limits.silence
-                    case Answer():
-                        pass
+                    case _:
+                        pass  # it has not begun, or was the last
 
     async def _written(
         self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, workspace: Snapshot | None

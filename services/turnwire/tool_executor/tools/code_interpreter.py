@@ -6,10 +6,13 @@ call into its working directory, passes output on as it comes, and keeps the fil
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import random
+import time
 from collections import OrderedDict
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +21,7 @@ import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from turnwire.common.v1 import error_pb2, inspect_service_pb2, message_pb2
-from turnwire.errors import DocumentRefused, NotFound, QuotaExhausted, TurnwireError, from_rpc_error
+from turnwire.errors import DocumentRefused, NotFound, QuotaExhausted, TurnwireError, Unavailable, from_rpc_error
 from turnwire.runtime.channels import upstream
 from turnwire.sandbox_runner.v1 import sandbox_runner_service_pb2 as sandbox
 from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import SandboxRunnerServiceStub
@@ -26,7 +29,7 @@ from turnwire.tool_executor.attachments import MOST_BYTES
 from turnwire.tool_executor.limits import LONGEST, Limits
 from turnwire.tool_executor.locks import KeyedLocks
 from turnwire.tool_executor.tools.configuring import ToolSettings, built_in, described_as, settings_of
-from turnwire.tool_executor.tools.port import Answer, File, OutcomeLost, Output, Sending
+from turnwire.tool_executor.tools.port import Answer, File, OutcomeLost, Output, Progress, Sending
 from turnwire.tool_executor.v1 import artifact_service_pb2
 from turnwire.tool_executor.workspaces import Snapshot
 
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 TOOL = "code_interpreter"
 _PIECE = 512 * 1024
+_AWAY_SECONDS = 15.0
+"""A runner that is away, as while it is started again, is asked again for so long at most."""
 _REMEMBERED = 4096
 """Of so many sandboxes it is known which files they were given."""
 _ANEW = "The sandbox was started anew: variables and imports of earlier runs are gone"
@@ -110,7 +115,9 @@ class CodeInterpreterProvider:
         key = (call.tenant, _sandbox_id(call.tenant, call.session_id))
         async with AsyncExitStack() as stack:
             run = _Run(call, self._artifacts, stack)
-            await self._prepare(key, run)
+            async with aclosing(self._prepared_in_time(key, run)) as attempts:
+                async for further in attempts:
+                    yield further
             yield Sending()
             again = True
             while again:
@@ -129,6 +136,26 @@ class CodeInterpreterProvider:
                     run.tried_again = again = True
                     await self._prepare(key, run)
             yield await run.answer(await self._snapshot(run))
+
+    async def _prepared_in_time(self, key: tuple[str, str], run: _Run) -> AsyncGenerator[Progress]:
+        """Opens the sandbox; a runner that is away is asked again for a while, since nothing was sent yet.
+
+        Yields how many attempts there were, with each further one.
+        """
+        gives_up = time.monotonic() + min(_AWAY_SECONDS, run.call.limits.connect / 2)
+        attempt = 1
+        while True:
+            try:
+                await self._prepare(key, run)
+            except Unavailable:
+                pause = min(0.1 * 2**attempt, 2.0) * random.uniform(0.7, 1.3)  # noqa: S311 - jitter, no secret
+                if time.monotonic() + pause > gives_up:
+                    raise
+            else:
+                return
+            attempt += 1
+            yield Progress(attempt, 0, "attempts")
+            await asyncio.sleep(pause)
 
     async def _prepare(self, key: tuple[str, str], run: _Run) -> None:
         """Opens the sandbox of a session and puts the files there that it lacks.
