@@ -277,7 +277,7 @@ def test_forbidden_user_namespaces_are_a_note(folder: Path):
     )
     found = _findings(ended.stdout.decode())["user namespaces"]
     assert "note" == found["state"]
-    assert "this version does not need them" in found["said"]
+    assert "only where Landlock can hold it" in found["said"]
     assert "sysctl user.max_user_namespaces" in found["todo"]
     assert 0 == ended.returncode
 

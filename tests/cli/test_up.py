@@ -109,11 +109,22 @@ def test_a_mesh_is_found_from_below_its_folder(up: Place):
     answered = up.turnwire("ask", "hello", cwd=up.below)
     assert (0, "Hi.\n") == (answered.code, answered.out)
     shown = up.turnwire("status", "--json", cwd=up.below).json()
-    assert dict.fromkeys(SERVICES, "up") == {each["service"]: each["state"] for each in shown["services"]}
+    assert dict.fromkeys([*SERVICES, "gateway"], "up") == {each["service"]: each["state"] for each in shown["services"]}
     assert {"pid": up.mesh()["pid"], "data_dir": str(up.folder / ".turnwire"), "running": True} == shown["mesh"]
     people = up.turnwire("status", cwd=up.below)
     assert "scripted ready" in people.out
-    assert len(SERVICES) + 1 == len(people.out.splitlines())
+    assert len(SERVICES) + 2 == len(people.out.splitlines())
+
+
+def test_a_gateway_that_is_away_is_shown(up: Place):
+    pid = up.mesh()["children"]["gateway"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        shown = up.turnwire("status", "--json")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    states = {each["service"]: each["state"] for each in json.loads(shown.out)["services"]}
+    assert (1, "down", "up") == (shown.code, states["gateway"], states["agent"])
 
 
 def test_a_mesh_is_found_by_its_data_directory(up: Place, tmp_path: Path):
@@ -232,6 +243,26 @@ def _newer_store(path: Path, version: int) -> None:
         connection.execute("CREATE TABLE schema_version (version BIGINT NOT NULL)")
         connection.execute("INSERT INTO schema_version (version) VALUES (?)", (version,))
     connection.close()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--all-in-one",)])
+def test_a_machine_that_isolates_nothing_runs_all_but_code(place: Place, arguments: tuple[str, ...]):
+    settings = f"{_SETTINGS}sandbox: {{engine: bubblewrap, bubblewrap: /bin/false}}\n"
+    (place.folder / "turnwire.yaml").write_text(settings, encoding="utf-8")
+    started = place.up(*arguments)
+    assert 0 == started.code, started
+    assert "But code_interpreter is off. Model-written code cannot be isolated on this machine" in started.err
+    assert "install bubblewrap" in started.err
+
+    assert "Hi.\n" == place.turnwire("ask", "hello").out
+    shown = place.turnwire("status", "--json").json()["services"]
+    (off,) = [each for each in shown if each["state"] != "up"]
+    assert ("sandbox_runner", "off") == (off["service"], off["state"])
+    assert "install bubblewrap" in off["detail"]
+    report = place.turnwire("doctor", "--json").json()
+    (note,) = [each for each in report["findings"] if each["check"] == "sandbox_runner"]
+    assert ("note", True) == (note["state"], note["todo"].startswith("install bubblewrap"))
+    assert "sandbox_runner" not in place.mesh()["children"]
 
 
 def test_weights_that_are_missing_are_told_at_the_start(place: Place, tmp_path: Path):

@@ -13,10 +13,13 @@ from turnwire.cli.services import SERVICES
 
 
 @click.command()
+@click.option("--without", multiple=True, type=click.Choice(list(SERVICES)), help="A service to leave out; repeatable.")
 @settings_options
-def all_in_one(config_file: Path | None, data_dir: Path | None, port_offset: int | None) -> None:
+def all_in_one(
+    without: tuple[str, ...], config_file: Path | None, data_dir: Path | None, port_offset: int | None
+) -> None:
     """Runs all services until SIGTERM."""
-    sys.exit(serve(list(SERVICES), config_file, data_dir, port_offset))
+    sys.exit(serve([name for name in SERVICES if name not in without], config_file, data_dir, port_offset))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from turnwire.cli.processes import process_start
 from turnwire.cli.run_file import run_file_of, running_mesh_of, write_run_file
 from turnwire.cli.serve import SUPERVISOR
 from turnwire.cli.services import GATEWAY, SERVICES, edge
-from turnwire.runtime.hosting import MESH_SECRET
+from turnwire.runtime.hosting import MESH_SECRET, NO_ISOLATION
 from turnwire.runtime.settings.models import HEALTH_OFFSET, METRICS_OFFSET
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 READY_SECONDS = 60.0
 _STOP_SECONDS = 20.0
 _LONGEST_BACKOFF = 30.0
+_RUNNER = "sandbox_runner"
 
 
 class MeshFailed(Exception):
@@ -52,6 +53,8 @@ class Mesh:
     arguments: list[str]
     all_in_one: bool = False
     children: list[_Child] = field(default_factory=list[_Child])
+    off: dict[str, str] = field(default_factory=dict[str, str])
+    """Services that this machine cannot run, and why: the mesh works without them."""
     _secret: str = field(default_factory=lambda: secrets.token_hex(32))
     _ending: bool = False
 
@@ -103,7 +106,7 @@ class Mesh:
     def _spawn(self, name: str) -> _Child:
         log = self.settings.data_dir / "logs" / f"{name}.log"
         command = [sys.executable, "-m", "turnwire.cli.all_in_one" if name == "all" else "turnwire.cli.main"]
-        command += [] if name == "all" else [name.replace("_", "-")]
+        command += [f"--without={each}" for each in self.off] if name == "all" else [name.replace("_", "-")]
         environment = os.environ | {SUPERVISOR: str(os.getpid())}
         # The variable goes before the settings: a secret that is configured must not be hidden by a made one.
         if self.settings.access.mesh_secret is None:
@@ -136,8 +139,11 @@ class Mesh:
         deadline = time.monotonic() + READY_SECONDS
         waiting = [*SERVICES, *edge()]
         while waiting:
-            for child in self.children:
-                if child.process.poll() is not None:
+            for child in list(self.children):
+                if child.process.poll() == NO_ISOLATION and _RUNNER not in self.off:
+                    self._go_without(child)
+                    waiting.remove(_RUNNER)
+                elif child.process.poll() is not None:
                     self.stop()
                     raise MeshFailed(f"{child.name} ended at its start:\n{self._tail(child)}")
             if self._ending:
@@ -149,6 +155,14 @@ class Mesh:
                 raise MeshFailed(f"{', '.join(waiting)} did not become healthy; logs: {self.settings.data_dir}/logs")
             if waiting:
                 time.sleep(0.05)
+
+    def _go_without(self, child: _Child) -> None:
+        """Goes on without the runner of model-written code: it refuses to run any that nothing isolates."""
+        said = [line for line in self._tail(child, 100).splitlines() if line.startswith("turnwire ")]
+        self.off[_RUNNER] = said[-1].partition(": ")[2] if said else "The log of the sandbox runner says why."
+        self.children.remove(child)
+        if self.all_in_one:
+            self.children.insert(0, self._spawn(child.name))
 
     def _check_alone(self) -> None:
         running = running_mesh_of(self.settings)
@@ -178,6 +192,7 @@ class Mesh:
             "pid": os.getpid(),
             "started": process_start(os.getpid()),
             "addresses": {name: self.settings.address(name) for name in (*SERVICES, *edge())},
+            "off": self.off,
             "children": {child.name: child.process.pid for child in self.children},
             "data_dir": str(self.settings.data_dir.resolve()),
             "tls": {name: str(path.resolve()) for name, path in self.settings.tls if path is not None},
@@ -187,8 +202,8 @@ class Mesh:
     def _log(self, child: _Child) -> Path:
         return self.settings.data_dir / "logs" / f"{child.name}.log"
 
-    def _tail(self, child: _Child) -> str:
-        return "\n".join(self._log(child).read_text(errors="replace").splitlines()[-5:])
+    def _tail(self, child: _Child, lines: int = 5) -> str:
+        return "\n".join(self._log(child).read_text(errors="replace").splitlines()[-lines:])
 
     def _end(self, *_: object) -> None:
         if self._ending:
@@ -199,7 +214,7 @@ class Mesh:
 
 def _healthy(name: str, address: str) -> bool:
     if name == GATEWAY:
-        return _ready(address)
+        return ready(address)
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -212,8 +227,8 @@ def _healthy(name: str, address: str) -> bool:
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-def _ready(address: str) -> bool:
-    """Asks a service of HTTP; proxies of the environment are for others."""
+def ready(address: str) -> bool:
+    """True when the gateway says so at its health address; proxies of the environment are for others."""
     from urllib.request import ProxyHandler, build_opener
 
     try:

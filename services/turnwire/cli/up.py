@@ -131,9 +131,12 @@ def _variable(settings: Settings) -> str:
 
 
 def _warn(settings: Settings) -> None:
-    """Says so when the configured models cannot be loaded: the mesh is up, and would not answer."""
+    """Says what will not work although the mesh is up: running code, and models that cannot be loaded."""
     from turnwire.cli.checks import engine
 
+    mesh = read_run_file(run_file_of(settings)) or {}
+    for why in mesh.get("off", {}).values():
+        click.echo(f"But code_interpreter is off. {why}", err=True)
     for check in (engine.library, engine.weights):
         finding = check(settings)
         if finding.state == "problem":

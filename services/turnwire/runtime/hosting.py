@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from turnwire.common.v1.inspect_service_pb2_grpc import add_InspectServiceServicer_to_server
-from turnwire.errors import TurnwireError
+from turnwire.errors import IsolationUnavailable, TurnwireError
 from turnwire.ids import new_id
 from turnwire.runtime.context import ServiceContext
 from turnwire.runtime.directory import Directory
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 MESH_SECRET = "TURNWIRE_MESH_SECRET"  # noqa: S105 - the name of the variable
+NO_ISOLATION = 69
+"""The exit code of a process whose code could not be isolated: trying again changes nothing."""
 _ENDPOINTS_SECONDS = 0.2
 """After health says no, callers have this long to look elsewhere."""
 _STOP_SECONDS = 2.0
@@ -125,7 +127,7 @@ async def _serve(names: Sequence[str], settings: Settings, table: Mapping[str, s
             await host.drain()
     except (PortTaken, ExposedWithoutAccess, ExtraMissing, TurnwireError) as error:
         sys.stderr.write(f"turnwire {' '.join(names)}: {error}\n")
-        return 1
+        return NO_ISOLATION if isinstance(error, IsolationUnavailable) else 1
     return 0
 
 

@@ -148,7 +148,7 @@ def user_namespaces() -> Finding:
     return Finding(
         "user namespaces",
         "note",
-        f"cannot be made ({why}); this version does not need them, the sandbox of the next one does",
+        f"cannot be made ({why}): without them code is run only where Landlock can hold it (Linux 6.12 or newer)",
         todo,
     )
 

@@ -12,7 +12,7 @@ from turnwire.client.finding import address_of
 from turnwire.errors import PermissionDenied, TurnwireError, Unauthenticated
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from turnwire.agent.v1 import agent_pb2
     from turnwire.client import Client, TurnStream
@@ -44,6 +44,14 @@ async def services(client: Client, names: Sequence[str]) -> Finding:
             "look into `logs` of the data directory; `turnwire down` and `turnwire up` start them anew",
         )
     return Finding("services", "ok", f"{', '.join(names)} up")
+
+
+def switched_off(off: Mapping[str, str]) -> Iterator[Finding]:
+    """Yields a note for each service that this machine cannot run."""
+    for name, why in off.items():
+        said, _, todo = why.partition(". To do: ")
+        # An error ends with where to read more: that is here.
+        yield Finding(name, "note", f"off: {said}", todo.partition(". `turnwire doctor`")[0])
 
 
 async def key(client: Client) -> Finding:
