@@ -211,8 +211,9 @@ async def test_what_was_only_prepared_when_a_process_died_runs_once(service: str
         await world.begin("note")
         call = (await world.call()).call
         await world.until_noted(PREPARED, call.call_id)
-        await world.restart(service)
+        await world.mesh.kill(service)
         await world.mesh.signal("sandbox_runner", signal.SIGCONT)
+        await world.mesh.start(service)
         turn = await world.ended()
 
     _check_done(turn)
