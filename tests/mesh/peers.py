@@ -145,14 +145,23 @@ class _Memory(MemoryBankServiceServicer, MemoryServiceServicer):
 class _Tools(ToolServiceServicer, ToolExecutorServiceServicer):
     """Tools: `echo` repeats its text, `slow` waits for the gate, `failing` fails, `drawing` makes a file.
 
-    `counting` tells how much is done.
+    `counting` tells how much is done, and the outcome of `losing` is lost, unless the call repeats another.
     """
 
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
 
     async def GetTool(self, request: Any, context: Any) -> Any:
-        if request.tool_id not in {"echo", "slow", "failing", "drawing", "counting", "code_interpreter", "web_search"}:
+        if request.tool_id not in {
+            "echo",
+            "slow",
+            "failing",
+            "drawing",
+            "counting",
+            "losing",
+            "code_interpreter",
+            "web_search",
+        }:
             await _not_found(context, "tool", request.tool_id)
         definition = generation_pb2.ToolDefinition(name=request.tool_id, parameters_json_schema=SCHEMA)
         return tool_service_pb2.GetToolResponse(tool=tool_pb2.Tool(tool_id=request.tool_id, definition=definition))
@@ -171,6 +180,9 @@ class _Tools(ToolServiceServicer, ToolExecutorServiceServicer):
                 case "slow":
                     await peers.gate.wait()
                     result.content = "at last"
+                case "losing" if not request.call.retry_of:
+                    result.failure.reason = error_pb2.ERROR_REASON_OUTCOME_UNKNOWN
+                    result.failure.message = "It was lost."
                 case "counting":
                     for done in range(1, 1001):
                         progress = tool_executor_service_pb2.ExecutionProgress(done=done, total=1000, unit="rows")
