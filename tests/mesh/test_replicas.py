@@ -21,6 +21,8 @@ from turnwire.testing.postgres import running_postgres
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from turnwire.client import Client
+
 pytestmark = [pytest.mark.mesh, pytest.mark.faults]
 
 RULES = [
@@ -95,22 +97,26 @@ async def _completes(client: Any) -> bool:
 
 
 async def test_two_hundred_calls_with_one_turn_id_are_one_turn(tmp_path: Path, postgres: str):
-    async with running_replicas(tmp_path, postgres, rules=RULES) as replicas, replicas.client() as client:
-        session = await session_of(client)
+    async with (
+        running_replicas(tmp_path, postgres, rules=RULES) as replicas,
+        replicas.client(0) as first,
+        replicas.client(1) as second,
+        replicas.client(2) as third,
+    ):
+        session = await session_of(first)
         request = agent_service_pb2.RunTurnRequest(
             session_id=session, turn_id="one", messages=[user_message("a long story")]
         )
 
-        async def run(number: int) -> turn_pb2.Turn:
-            async with replicas.client(number % 3) as own:
-                return folded([event async for event in own.agent_stub.RunTurn(request)])
+        async def run(client: Client) -> turn_pb2.Turn:
+            return folded([event async for event in client.agent_stub.RunTurn(request)])
 
-        turns = await asyncio.gather(*(run(number) for number in range(200)))
+        turns = await asyncio.gather(*(run((first, second, third)[number % 3]) for number in range(200)))
 
         assert WHOLE == turns[0].output.parts[0].text
         assert all(turns[0] == turn for turn in turns)
         assert 0 == turns[0].recoveries
-        listed = await client.agent_stub.ListTurns(agent_service_pb2.ListTurnsRequest(session_id=session))
+        listed = await first.list_turns(session_id=session)
         assert ["one"] == [turn.turn_id for turn in listed.turns]
 
 

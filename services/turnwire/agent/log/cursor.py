@@ -55,7 +55,8 @@ class Cursor:
                 return
             if self._log.interruption is not None:
                 raise self._log.interruption
-            if not await self._wait(self._heartbeat_seconds) and not self._log.dark:
+            quiet = not await self._wait(self._heartbeat_seconds)
+            if quiet and not self._log.dark and not self._log.after(self._after, 1):
                 yield self._heartbeat(loop.time() - quiet_since)
 
     def _at_end(self, last: event_pb2.StepEvent | None) -> bool:
