@@ -1,8 +1,9 @@
 """A server that speaks OpenAI's images endpoint, well or badly.
 
-A fake, no recording: nobody here has a key. Written in November 2026 from the maker's API reference ("Create image",
-"The image generation response", "Error codes"). The maker's own Python SDK runs unchanged against it in
-`tests/tool_executor/test_sdks.py`.
+A fake, no recording: nobody here has a key. The maker's API reference was not to be had on 25 November 2026; its fields
+(`created`, `data`, `b64_json`, `url`, `revised_prompt`) were looked up in types that others have generated from its
+OpenAPI document (the crate openai-lib, LangChain's). That errors have the maker's form rests on the maker's own Python
+SDK, which runs unchanged against it in `tests/tool_executor/test_sdks.py`.
 """
 
 from __future__ import annotations

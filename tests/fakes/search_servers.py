@@ -1,13 +1,19 @@
 """Search services that answer as their makers' documents say, well or badly.
 
-Fakes, none of them a recording: nobody here has a key. Written in November 2026 from
+Fakes, none of them a recording: nobody here has a key. What of the makers was looked up on 25 November 2026, in stored
+copies of their public pages, and what was not to be had:
 
-- Brave: "Web Search API" and "Rate limiting" of the maker's dashboard documentation (api-dashboard.search.brave.com),
-  as far as it is public: the endpoint, the header of the token, `web.results`, 422 for a token that is unknown, 429;
-- Bing: "Bing Web Search API v7" and "HTTP status codes that Bing Web Search API may return" (learn.microsoft.com);
-- Tavily: "Tavily Search" (docs.tavily.com), and what tavily-python 0.8.5 sends and reads, which runs unchanged against
-  it in `tests/tool_executor/test_sdks.py`;
-- SearXNG: "Search API" (docs.searxng.org), with the refusal of a format that is not allowed.
+- Bing: learn.microsoft.com, bing/search-apis/bing-web-search/reference/error-codes (the body of an error, codes, 401
+  with "Subscription key is not recognized.") and reference/endpoints. Microsoft has retired the service; the form of
+  `webPages` is that of the Web Search API v7 reference, of which only the beginning was read;
+- SearXNG: docs.searxng.org/dev/search_api: the endpoint, `format`, 403 for a format that is not allowed. The page does
+  not show an answer: the fields of `results` are those that clients of others read (langchainjs, one-search-mcp);
+- Tavily: help.tavily.com, "What is the Tavily Search API?" (March 2025): POST, the bearer key, `query`. The reference
+  at docs.tavily.com was not to be had. The fields are those that LangChain's types list, and what tavily-python 0.8.5
+  sends and reads, which runs unchanged against it in `tests/tool_executor/test_sdks.py`;
+- Brave: api-dashboard.search.brave.com/documentation/quickstart, in parts. Its reference of the web search and of the
+  errors was not to be had: the header, `count`, `web.results` and the 422 for an unknown token are as clients of others
+  have them, and no page of the maker confirms them here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """A server that speaks the Full Results API of Wolfram|Alpha, in JSON and in XML, well or badly.
 
-A fake, no recording: nobody here has an AppID. Written in November 2026 from "Wolfram|Alpha Full Results API Reference"
-(products.wolframalpha.com/api/documentation): `queryresult` with `success`, `error`, `pods`, `subpods`, `plaintext`,
-`didyoumeans` and `tips`; error 1 for an AppID that is unknown. The package wolframalpha 5.1.4 runs unchanged against
-it in `tests/tool_executor/test_sdks.py`.
+A fake, no recording: nobody here has an AppID. Looked up on 25 November 2026, in stored copies: the page of the maker's
+JavaScript library (products.wolframalpha.com/api/libraries/javascript), which shows `success`, `error`, `numpods`,
+`datatypes` and `timedout` of a good and of a fruitless answer in JSON and the first line of one in XML, and its readme
+(`pods`, `subpods`). The "Full Results API Reference" itself (products.wolframalpha.com/api/documentation) was not to be
+had: `didyoumeans`, `tips` and error 1 for an unknown AppID come from no page of the maker. The package wolframalpha
+5.1.4 runs unchanged against it in `tests/tool_executor/test_sdks.py`.
 """
 
 from __future__ import annotations
