@@ -191,6 +191,28 @@ async def test_a_turn_is_stopped_and_the_session_goes_on():
         assert 2 == await page.locator(".turn").count()
 
 
+async def test_a_new_session_leaves_all_turns_of_the_last_one():
+    """An earlier turn may still send events when the page is left: here its stream stays open."""
+    async with console() as edge, browsing() as (_, page):
+        await _agents(edge)
+        await _open(page, edge, "Forecaster")
+        for said in ("plain one", "plain two"):
+            await _say(page, said)
+            await expect(page.get_by_role("status")).to_contain_text("Done in")
+        async with edge.mesh.client() as client:
+            session = (await client.list_sessions()).sessions[0]
+            earlier = min((await client.list_turns(session_id=session.session_id)).turns, key=lambda turn: turn.ordinal)
+        await page.route(f"**/turns/{earlier.turn_id}/events*", lambda route: None)  # never answered
+        await page.reload()
+        await expect(page.locator(".answer").last).to_have_text("A plain answer.")
+        async with page.expect_event(
+            "requestfailed", lambda asked: earlier.turn_id in asked.url, timeout=10_000
+        ) as left:
+            await page.get_by_role("button", name="New session").press("Enter")
+        assert "net::ERR_ABORTED" == (await left.value).failure
+        await expect(page.locator(".turn")).to_have_count(0)
+
+
 async def test_a_page_goes_on_where_it_was_when_its_connection_and_the_agent_service_come_back():
     async with console(agent={"drain_seconds": 0.2}) as edge, browsing() as (_, page):
         positions: list[int] = []

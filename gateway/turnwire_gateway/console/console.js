@@ -13,6 +13,7 @@ const SHOWN_TURNS = 50;
 let session = "";
 let present = null; // the turn that runs: { turn, view, leaving }
 let drawing = 0;
+const followed = new Set(); // all turns whose events still come, the earlier ones of the session too
 
 function say(text, bad = false) {
   if (status.textContent !== text) status.textContent = text;
@@ -75,6 +76,7 @@ function follow(turnId, typed) {
   const leaving = new AbortController();
   const view = new TurnView(turn, typed, (input) => call("SubmitTurnInput", { turnId, inputs: [input] }));
   const here = { turn, view, leaving };
+  followed.add(here);
   turns.append(view.element);
   present = here;
   view.draw();
@@ -86,6 +88,7 @@ function follow(turnId, typed) {
     }),
   ).finally(() => {
     here.closed = true;
+    followed.delete(here);
     draw(here);
   });
   return watching;
@@ -195,7 +198,7 @@ stop.addEventListener("click", async () => {
 });
 function leave() {
   for (const element of turns.querySelectorAll(".turn")) element.remove();
-  present?.leaving.abort();
+  for (const here of followed) here.leaving.abort();
   present = null;
   session = "";
   say("");
