@@ -204,6 +204,9 @@ async def test_a_turn_whose_owner_is_silent_is_cancelled_within_a_second(
             stream = client.run_turn(await session_of(other), "please hang")
             reading = asyncio.create_task(stream.result())
             await until(lambda: _all_began([stream]))
+            watched = other.watch_turn(stream.turn_id)
+            watching = asyncio.create_task(watched.result())
+            await until(lambda: _all_began([watched]))  # so the one is connected to the other
             await replicas.agents[0].signal("agent", number)
             begun = asyncio.get_running_loop().time()
             answer = await other.cancel_turn(stream.turn_id)
@@ -211,6 +214,7 @@ async def test_a_turn_whose_owner_is_silent_is_cancelled_within_a_second(
             assert asyncio.get_running_loop().time() - begun < 1.5
             assert turn_pb2.TURN_STATUS_CANCELLED == answer.status
             check_log([event async for event in other.watch_turn(stream.turn_id)])
+            assert turn_pb2.TURN_STATUS_CANCELLED == (await watching).status
             stream.close()
             await asyncio.gather(reading, return_exceptions=True)
 
