@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from asyncio.subprocess import PIPE
@@ -10,8 +11,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import psutil
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -86,7 +85,7 @@ def memory(pid: int) -> Memory:
     except FileNotFoundError:
         status = ""
     # One that has ended may still have a status, but it has no memory.
-    peak = next((line for line in status.splitlines() if line.startswith("VmHWM:")), None)
-    if peak is None:
+    kibibytes = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+)", status, re.MULTILINE))
+    if not kibibytes:
         raise RuntimeError(f"the process {pid} has ended")
-    return Memory(psutil.Process(pid).memory_info().rss, int(peak.split()[1]) * 1024)
+    return Memory(int(kibibytes["VmRSS"]) * 1024, int(kibibytes["VmHWM"]) * 1024)

@@ -12,6 +12,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 from typing import TYPE_CHECKING
 
 from tools.dev.layout import BIN, ROOT
@@ -122,6 +123,8 @@ def ci(stages: Iterable[Stage] = STAGES) -> int:
     outcomes: list[Outcome] = []
     try:
         for stage in stages:
+            if _sigterm.is_set():
+                raise Ended
             _say(f"== {stage.name} (limit {stage.limit / 60:g} min) ==")
             outcome = _stage(stage)
             _say(f"== {stage.name}: {outcome.passed} passed, {outcome.failed} failed, {outcome.seconds:.0f} s ==")
@@ -149,8 +152,12 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+_sigterm = Event()
+
+
 def _end(*_: object) -> None:
-    raise Ended
+    # Raised from here, it could get lost with a process that has begun and that nobody holds yet.
+    _sigterm.set()
 
 
 def _part(name: str, command: list[str]) -> Outcome:
@@ -187,6 +194,8 @@ def _watch(process: subprocess.Popen[bytes], deadline: float) -> tuple[str, bool
     blocks: list[bytes] = []
     late = False
     while not late:
+        if _sigterm.is_set():
+            raise Ended
         late = time.monotonic() > deadline
         if select.select([pipe], [], [], 0.2)[0]:
             block = os.read(pipe, 65536)
@@ -198,6 +207,8 @@ def _watch(process: subprocess.Popen[bytes], deadline: float) -> tuple[str, bool
         elif process.poll() is not None:
             break  # something that it left running holds the pipe open
     while not late and process.poll() is None:  # it closed its output and goes on
+        if _sigterm.is_set():
+            raise Ended
         late = time.monotonic() > deadline
         time.sleep(0.05)
     return b"".join(blocks).decode(errors="replace"), late
