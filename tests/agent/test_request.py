@@ -88,6 +88,17 @@ def test_a_forced_choice_holds_for_the_first_inference(
     assert expected == _request(config, iteration=iteration).tool_choice.mode
 
 
+@pytest.mark.parametrize(
+    ("most", "iteration", "expected"), [(2, 1, MODE.MODE_AUTO), (2, 2, MODE.MODE_NONE), (1, 1, MODE.MODE_AUTO)]
+)
+def test_the_last_iteration_is_for_the_answer(most: int, iteration: int, expected: MODE.Mode.ValueType):
+    config = agent_pb2.AgentConfig(
+        model="p/m", tools=[function("add")], tool_choice=MODE(mode=MODE.MODE_AUTO), max_iterations=most
+    )
+
+    assert expected == _request(config, iteration=iteration).tool_choice.mode
+
+
 def test_a_response_format_is_left_out_where_a_call_is_forced():
     config = agent_pb2.AgentConfig(
         model="p/m",

@@ -7,19 +7,21 @@ import random
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from turnwire.common.v1 import generation_pb2, message_pb2
-from turnwire.inference.tool_formats import CallReader, call_schema, rewritten
-from turnwire.inference.v1 import inference_service_pb2
+from turnwire.inference.tool_formats import CallReader, call_schema, offered, rewritten
+from turnwire.inference.v1.inference_service_pb2 import ChatCompletionRequest as Request
 
 JSON = generation_pb2.TOOL_PROMPT_FORMAT_JSON
 TAG = generation_pb2.TOOL_PROMPT_FORMAT_FUNCTION_TAG
 PYTHON = generation_pb2.TOOL_PROMPT_FORMAT_PYTHON_LIST
 SUCCEEDED = message_pb2.TOOL_CALL_PARSE_STATUS_SUCCEEDED
 FAILED = message_pb2.TOOL_CALL_PARSE_STATUS_FAILED
+REQUIRED = generation_pb2.ToolChoice.MODE_REQUIRED
 
 
 @dataclass
@@ -249,23 +251,75 @@ def test_a_forced_call_has_a_schema_that_holds_its_arguments(schema: str):
     assert not validator.is_valid({"name": "two"})
 
 
-@pytest.mark.parametrize("form", [JSON, TAG, PYTHON])
-def test_calls_and_results_are_written_as_the_model_would_write_them(
-    form: generation_pb2.ToolPromptFormat.ValueType,
-):
-    call = message_pb2.ToolCall(call_id="c", name="add", arguments_json='{"n": 1}')
-    messages = [
-        message_pb2.Message(role=message_pb2.ROLE_USER, parts=[message_pb2.ContentPart(text="add")]),
-        message_pb2.Message(role=message_pb2.ROLE_ASSISTANT, tool_calls=[call]),
-        message_pb2.Message(role=message_pb2.ROLE_TOOL, call_id="c", parts=[message_pb2.ContentPart(text="2")]),
-    ]
-    request = inference_service_pb2.ChatCompletionRequest(
-        messages=messages, tools=[generation_pb2.ToolDefinition(name="add")], tool_prompt_format=form
-    )
-    texts = ["".join(part.text for part in message.parts) for message in rewritten(request)]
+def _said(role: message_pb2.Role.ValueType, text: str, **fields: Any) -> message_pb2.Message:
+    return message_pb2.Message(role=role, parts=[message_pb2.ContentPart(text=text)] if text else [], **fields)
 
-    assert "add" in texts[0]
-    assert [("add", {"n": 1})] == [
-        (name, json.loads(arguments)) for name, arguments, _ in _read(texts[2], form, 1).calls
-    ]
-    assert "Result of add: 2\n\nNow answer with this result, in words." == texts[3]
+
+def _with_results(
+    *results: str,
+    arguments: str = '{"n": 1}',
+    mode: generation_pb2.ToolChoice.Mode.ValueType = generation_pb2.ToolChoice.MODE_UNSPECIFIED,
+) -> Request:
+    """A question, a call a result, and the results."""
+    messages = [_said(message_pb2.ROLE_USER, "add")]
+    for number, result in enumerate(results):
+        call = message_pb2.ToolCall(call_id=f"c{number}", name="add", arguments_json=arguments)
+        messages.append(_said(message_pb2.ROLE_ASSISTANT, "", tool_calls=[call]))
+        messages.append(_said(message_pb2.ROLE_TOOL, result, call_id=f"c{number}"))
+    request = Request(messages=messages, tools=[generation_pb2.ToolDefinition(name="add")])
+    request.tool_choice.mode = mode
+    return request
+
+
+def _texts(request: Request) -> list[tuple[message_pb2.Role.ValueType, str]]:
+    return [(message.role, "".join(part.text for part in message.parts)) for message in rewritten(request)]
+
+
+def test_calls_and_results_stand_in_the_message_that_led_to_them():
+    (_, tools), *rest = _texts(_with_results("2"))
+
+    assert "- add:" in tools
+    asked = "add\n\nThis was run:\nadd(n=1)\nIt gave:\n2\n\nSay the answer in a sentence."
+    assert [(message_pb2.ROLE_USER, asked)] == rest
+
+    (_, code) = _texts(_with_results("2", arguments='{"code": "print(1 + 1)\\n"}'))[-1]
+    assert "This was run:\nprint(1 + 1)\nIt gave:\n2" in code
+
+
+def test_what_was_said_beside_a_call_and_what_comes_after_a_result_keep_their_places():
+    call = message_pb2.ToolCall(call_id="c", name="add", arguments_json="{}")
+    request = Request(
+        messages=[
+            _said(message_pb2.ROLE_USER, "one"),
+            _said(message_pb2.ROLE_ASSISTANT, "I add.", tool_calls=[call]),
+            _said(message_pb2.ROLE_TOOL, "2", call_id="c"),
+            _said(message_pb2.ROLE_ASSISTANT, "It is 2."),
+            _said(message_pb2.ROLE_USER, "two"),
+        ]
+    )
+
+    assert [
+        (message_pb2.ROLE_USER, "one"),
+        (message_pb2.ROLE_ASSISTANT, "I add."),
+        (message_pb2.ROLE_USER, "\n\nThis was run:\nadd()\nIt gave:\n2"),
+        (message_pb2.ROLE_ASSISTANT, "It is 2."),
+        (message_pb2.ROLE_USER, "two"),
+    ] == _texts(request)
+
+
+def test_a_failed_call_is_to_be_run_better():
+    assert _texts(_with_results("Traceback\nError: NameError: x"))[-1][1].endswith("That failed: run something better.")
+    assert _texts(_with_results("No Error: at all"))[-1][1].endswith("Say the answer in a sentence.")
+
+
+def test_a_model_that_goes_in_a_circle_is_offered_no_tool_any_more():
+    assert ["add"] == [tool.name for tool in offered(_with_results("2", "3"))]
+    assert [] == offered(_with_results("2", "3", " 2 "))
+    assert "add" in [tool.name for tool in offered(_with_results("2", "2", mode=REQUIRED))]
+
+    circle = _with_results("Error: x", "Error: x")
+    assert [message_pb2.ROLE_USER] == [role for role, _ in _texts(circle)]
+    assert _texts(circle)[-1][1].endswith("Say the answer in a sentence.")
+    # The next thing that the user says begins anew.
+    circle.messages.append(_said(message_pb2.ROLE_USER, "again"))
+    assert ["add"] == [tool.name for tool in offered(circle)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from turnwire.agent.v1 import agent_pb2
+from turnwire.common.v1 import generation_pb2
 
 if TYPE_CHECKING:
     from turnwire.runtime.settings import AssistantSettings
@@ -20,6 +21,8 @@ def assistant(settings: AssistantSettings, model: str) -> agent_pb2.Agent:
     config = agent_pb2.AgentConfig(
         model=model,
         instructions=settings.instructions,
+        sampling_parameters=_sampling(settings.temperature),
+        max_iterations=settings.max_iterations,
         input_shields=settings.input_shields,
         output_shields=settings.output_shields,
         tools=[agent_pb2.AgentTool(registered=agent_pb2.RegisteredTool(tool_id=tool)) for tool in settings.tools],
@@ -44,3 +47,9 @@ def assistant(settings: AssistantSettings, model: str) -> agent_pb2.Agent:
         create_time=Timestamp(),
         update_time=Timestamp(),
     )
+
+
+def _sampling(temperature: float) -> generation_pb2.SamplingParameters:
+    if temperature == 0:
+        return generation_pb2.SamplingParameters(greedy=generation_pb2.GreedySampling())
+    return generation_pb2.SamplingParameters(top_p=generation_pb2.TopPSampling(temperature=temperature))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 Topology = Literal["one_process", "processes"]
 _READY_SECONDS = 30.0
+_PLAIN: dict[str, list[str]] = {"input_shields": [], "output_shields": [], "tools": [], "banks": []}
 _SOURCE = str(Path(__file__).resolve().parents[2])
 
 
@@ -164,7 +165,7 @@ async def running_mesh(
     """Gives a mesh whose model follows `rules` (see `turnwire.testing.scripted`); stopped on exit.
 
     Further arguments are sections of the settings, as `agent={"heartbeat_seconds": 1}`. The same `folder` again finds
-    the same state.
+    the same state. The agent `assistant` has a model and nothing else, unless `agent` says what its `assistant` has.
     """
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
@@ -179,6 +180,7 @@ async def running_mesh(
             "providers": {"inference": [scripted]},
             "telemetry": {"log_level": "info"},
             **settings,
+            "agent": {"assistant": _PLAIN, **settings.get("agent", {})},
         }
         mesh = RunningMesh(topology, Settings.model_validate(values), place)
         try:

@@ -101,7 +101,10 @@ class InferenceStep:
         if config.HasField("sampling_parameters"):
             request.sampling_parameters.CopyFrom(config.sampling_parameters)
         request.tools.extend(self._config.definitions)
-        if config.HasField("tool_choice") and request.tools:
+        if request.tools and 1 < step.iteration == self._config.max_iterations:
+            # Nobody would read what a call of the last iteration gives: it is for the answer.
+            request.tool_choice.mode = generation_pb2.ToolChoice.MODE_NONE
+        elif config.HasField("tool_choice") and request.tools:
             request.tool_choice.CopyFrom(self._tool_choice(step))
         if config.HasField("response_format") and request.tool_choice.mode not in _FORCED:
             request.response_format.CopyFrom(config.response_format)

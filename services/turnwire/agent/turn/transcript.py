@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from turnwire.common.v1 import retrieval_pb2
 
-_FRAME = "Excerpts from documents. Where they answer the question, use them and name them as [1]."
+_BEFORE_EXCERPTS = "Excerpts from documents:"
+_AFTER_EXCERPTS = "Where they answer the question, answer from them in words and name them as [1]."
 
 
 def instructions(text: str) -> list[message_pb2.Message]:
@@ -43,12 +44,17 @@ def past_messages(turn: turn_pb2.Turn) -> list[message_pb2.Message]:
 def present_messages(turn: turn_pb2.Turn, *, files_go_to_interpreter: bool = False) -> list[message_pb2.Message]:
     """Returns what the next inference of a running turn reads of it.
 
-    What was retrieved stands in its last message of the user, marked as such.
+    What was retrieved stands in its last message of the user, marked as such, before what the user said: small models
+    answer what they read last.
     """
     said = [_with_notes(message, files_go_to_interpreter=files_go_to_interpreter) for message in turn.input]
     text = excerpts([chunk for each in retrieved(turn) for chunk in each.chunks])
     if text and said:
-        said[-1].parts.add(text=f"\n\n{_FRAME}\n\n{text}", provenance=message_pb2.PROVENANCE_RETRIEVED)
+        framed = f"{_BEFORE_EXCERPTS}\n\n{text}\n\n{_AFTER_EXCERPTS}\n\n"
+        part = message_pb2.ContentPart(text=framed, provenance=message_pb2.PROVENANCE_RETRIEVED)
+        own = list(said[-1].parts)
+        del said[-1].parts[:]
+        said[-1].parts.extend([part, *own])
     return [*said, *_iterations(turn, with_cut_text=False)]
 
 

@@ -122,7 +122,9 @@ class AgentConfig(_message.Message):
     tool_prompt_format: _generation_pb2.ToolPromptFormat.ValueType
     """How tools are written into the prompt of a model without a tool interface."""
     max_iterations: _builtins.int
-    """At most so many inferences a turn: 1 to 100. Unset: 10."""
+    """At most so many inferences a turn: 1 to 100. Unset: 10. The last one, unless it is the first, may
+    call no tool: it is for the answer.
+    """
     enable_session_persistence: _builtins.bool
     """Whether sessions are kept. False: a session and its turns are erased 10 minutes after its last
     turn. Unset: kept.

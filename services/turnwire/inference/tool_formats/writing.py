@@ -1,4 +1,8 @@
-"""A conversation with tools, written for a model that only knows text."""
+"""A conversation with tools, written for a model that only knows text.
+
+Calls and their results stand in the message of the user that led to them. A small model that reads a call among its
+own answers writes the next one; one that reads what was run and what it gave answers in words.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _FORCED = {generation_pb2.ToolChoice.MODE_REQUIRED, generation_pb2.ToolChoice.MODE_NAMED}
-_NOW_ANSWER = "\n\nNow answer with this result, in words."
+_NOW_ANSWER = "\n\nSay the answer in a sentence."
+_NOW_MEND = "\n\nThat failed: run something better."
 _HOW = {
     generation_pb2.TOOL_PROMPT_FORMAT_JSON: 'answer only with JSON: {"name": "TOOL", "arguments": {...}}',
     generation_pb2.TOOL_PROMPT_FORMAT_FUNCTION_TAG: "answer only with: <function=tool>{...}</function>, where {...} is"
@@ -27,14 +32,29 @@ def is_forced(choice: generation_pb2.ToolChoice) -> bool:
 
 
 def offered(request: inference_service_pb2.ChatCompletionRequest) -> list[generation_pb2.ToolDefinition]:
-    """Returns the tools that the model may call under the request's choice."""
+    """Returns the tools that the model may call under the request's choice.
+
+    A model that may choose and goes in a circle, one result twice since the user spoke, is offered none: it answers.
+    """
     match request.tool_choice.mode:
         case generation_pb2.ToolChoice.MODE_NONE:
             return []
         case generation_pb2.ToolChoice.MODE_NAMED:
             return [tool for tool in request.tools if tool.name == request.tool_choice.name]
-        case _:
+        case generation_pb2.ToolChoice.MODE_REQUIRED:
             return list(request.tools)
+        case _:
+            return [] if _goes_in_a_circle(request.messages) else list(request.tools)
+
+
+def _goes_in_a_circle(messages: Sequence[message_pb2.Message]) -> bool:
+    results: list[str] = []
+    for message in messages:
+        if message.role == message_pb2.ROLE_USER:
+            results.clear()
+        elif message.role == message_pb2.ROLE_TOOL:
+            results.append(_text(message).strip())
+    return len(set(results)) < len(results)
 
 
 def call_schema(tools: Sequence[generation_pb2.ToolDefinition]) -> dict[str, Any]:
@@ -67,15 +87,15 @@ def call_schema(tools: Sequence[generation_pb2.ToolDefinition]) -> dict[str, Any
 def rewritten(request: inference_service_pb2.ChatCompletionRequest) -> list[message_pb2.Message]:
     """Returns the conversation with its tools, calls and results as plain text."""
     form = request.tool_prompt_format or generation_pb2.TOOL_PROMPT_FORMAT_JSON
-    names = {call.call_id: call.name for message in request.messages for call in message.tool_calls}
-    messages = [_plain(message, form, names) for message in request.messages]
-    tools = offered(request)
-    if not tools:
-        return messages
     forced = is_forced(request.tool_choice)
+    messages = _folded(request.messages)
+    tools = offered(request)
     if request.messages[-1].role == message_pb2.ROLE_TOOL and not forced:
         # Without it a small model calls the same tool again and again.
-        messages[-1].parts.add(text=_NOW_ANSWER, provenance=message_pb2.PROVENANCE_SYSTEM)
+        after = _NOW_MEND if tools and _has_failed(request.messages[-1]) else _NOW_ANSWER
+        messages[-1].parts.add(text=after, provenance=message_pb2.PROVENANCE_SYSTEM)
+    if not tools:
+        return messages
     # A call that is enforced is held to a JSON schema: the model is not asked for anything else.
     text = _tools_text(tools, generation_pb2.TOOL_PROMPT_FORMAT_JSON if forced else form, forced=forced)
     if messages and messages[0].role == message_pb2.ROLE_SYSTEM:
@@ -99,9 +119,11 @@ def _tools_text(
         else:
             arguments = json.dumps(schema.get("properties", {}), separators=(",", ":"))
             lines.append(f"- {tool.name}: {tool.description} Arguments: {arguments}")
-    when = "Now call one:" if forced else "When one of them helps, call it:"
+    when = "Now call one:" if forced else f"To call {'it' if len(tools) == 1 else 'one'},"
     # A small model that reads a placeholder makes up a tool; one that reads a name uses it.
     lines.append(f"{when} {_HOW[form].replace('TOOL', tools[0].name)}")
+    if not forced:
+        lines.append("Otherwise answer in words.")
     return "\n".join(lines)
 
 
@@ -109,38 +131,55 @@ def _type(schema: object) -> str:
     return str(schema.get("type", "any")) if isinstance(schema, dict) else "any"
 
 
-def _plain(
-    message: message_pb2.Message, form: generation_pb2.ToolPromptFormat.ValueType, names: dict[str, str]
-) -> message_pb2.Message:
-    plain = message_pb2.Message()
-    plain.CopyFrom(message)
-    if message.role == message_pb2.ROLE_TOOL:
-        plain.role = message_pb2.ROLE_USER
-        text = "".join(part.text for part in message.parts)
-        del plain.parts[:]
-        plain.parts.add(text=f"Result of {names.get(message.call_id, 'the tool')}: {text}")
-    elif message.tool_calls:
-        del plain.tool_calls[:]
-        plain.parts.add(text=_calls_text(message.tool_calls, form))
-    return plain
-
-
-def _calls_text(calls: Sequence[message_pb2.ToolCall], form: generation_pb2.ToolPromptFormat.ValueType) -> str:
-    match form:
-        case generation_pb2.TOOL_PROMPT_FORMAT_FUNCTION_TAG:
-            return "\n".join(f"<function={call.name}>{call.arguments_json}</function>" for call in calls)
-        case generation_pb2.TOOL_PROMPT_FORMAT_PYTHON_LIST:
-            return f"[{', '.join(_python_call(call) for call in calls)}]"
-        case _:
-            return "\n".join(
-                f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments_json or "{}"}}}' for call in calls
+def _folded(messages: Sequence[message_pb2.Message]) -> list[message_pb2.Message]:
+    """The conversation without calls and results of its own: they follow what the user said."""
+    folded: list[message_pb2.Message] = []
+    asked: dict[str, message_pb2.ToolCall] = {}
+    for message in messages:
+        if message.role == message_pb2.ROLE_TOOL:
+            call = asked.get(message.call_id)
+            text = f"\n\nThis was run:\n{_what_ran(call)}\nIt gave:\n{_text(message).strip()}"
+            _place_of_results(folded).parts.add(
+                text=text, provenance=message_pb2.PROVENANCE_TOOL_RESULT, source=call.name if call else ""
             )
+            continue
+        asked.update((call.call_id, call) for call in message.tool_calls)
+        if message.tool_calls and not _text(message).strip():
+            continue
+        plain = message_pb2.Message()
+        plain.CopyFrom(message)
+        del plain.tool_calls[:]
+        folded.append(plain)
+    return folded
 
 
-def _python_call(call: message_pb2.ToolCall) -> str:
+def _place_of_results(folded: list[message_pb2.Message]) -> message_pb2.Message:
+    if not folded or folded[-1].role != message_pb2.ROLE_USER:
+        folded.append(message_pb2.Message(role=message_pb2.ROLE_USER))
+    return folded[-1]
+
+
+def _what_ran(call: message_pb2.ToolCall | None) -> str:
+    """A call as a reader sees it: code as it stands, anything else with its name."""
+    if call is None:
+        return "a tool"
     try:
         arguments = json.loads(call.arguments_json or "{}")
     except ValueError:
-        arguments = {}
-    values = arguments.items() if isinstance(arguments, dict) else ()
-    return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in values)})"
+        return f"{call.name} {call.arguments_json}"
+    if isinstance(arguments, dict) and len(arguments) == 1:
+        ((name, value),) = arguments.items()
+        if isinstance(value, str) and name == "code":
+            return value.strip()
+    if not isinstance(arguments, dict):
+        return f"{call.name} {call.arguments_json}"
+    return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
+
+
+def _has_failed(result: message_pb2.Message) -> bool:
+    """True for a result with an error, as the agent service writes it down."""
+    return "\nError: " in f"\n{_text(result)}"
+
+
+def _text(message: message_pb2.Message) -> str:
+    return "".join(part.text for part in message.parts)

@@ -200,21 +200,25 @@ class AssistantSettings(_Section):
 
     model: str = ""
     """Its model; empty: the first chat model that is served."""
-    instructions: str = "You are a helpful assistant. Answer briefly and plainly."
+    instructions: str = "You are a helpful assistant. Answer in plain sentences."
     """What it is told before every conversation."""
-    input_shields: list[str] = []
+    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
+    """How freely it words its answers; 0: always the likeliest token, which suits small models that call tools."""
+    max_iterations: Annotated[int, Field(ge=1, le=100)] = 4
+    """At most so many calls of the model in a turn."""
+    input_shields: list[str] = ["prompt-injection", "secrets"]
     """Shields on what the user says."""
-    output_shields: list[str] = []
-    """Shields on its answers."""
-    tools: list[str] = []
+    output_shields: list[str] = ["secrets"]
+    """Shields on its answers, which are held until these have passed them."""
+    tools: list[str] = ["code_interpreter"]
     """Tools of the tool executor."""
-    banks: list[str] = []
+    banks: list[str] = ["turnwire-docs"]
     """Memory banks that it looks things up in before it answers."""
     max_chunks: Annotated[int, Field(ge=1)] = 2
     """At most so many retrieved chunks."""
     max_tokens_in_context: Annotated[int, Field(ge=1)] = 300
     """At most so many tokens of retrieved text."""
-    min_score: float = 0.3
+    min_score: float = 0.35
     """Chunks that fit less are left out."""
 
 

@@ -22,8 +22,10 @@ from typing import Any, NoReturn
 from turnwire.sandbox_runner.interior import figures, frames
 
 _MOST_REPR = 64 * 1024
-_AT_HAND = {module.__name__: module for module in (datetime, itertools, math, random, statistics)}
-"""Modules that code finds imported: small models forget to."""
+_AT_HAND = {module.__name__: module for module in (datetime, itertools, math, random, statistics)} | {
+    name: function for name, function in vars(math).items() if not name.startswith("_") and name != "pow"
+}
+"""Modules and functions that code finds imported: small models forget to."""
 
 
 def serve(commands: int, results: int) -> None:
