@@ -24,6 +24,7 @@ from turnwire.agent.owner_service import TurnOwnerServicer
 from turnwire.agent.service import AgentServicer, Nouns
 from turnwire.agent.sessions import Sessions
 from turnwire.agent.store.schema import SCHEMA
+from turnwire.agent.transfer import Transfer
 from turnwire.agent.turn.history import History
 from turnwire.agent.turn.workers import Stubs
 from turnwire.agent.turns import Turns
@@ -94,6 +95,7 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         live=live,
         acceptance=acceptance,
         control=control,
+        transfer=Transfer(store, agents, history),
         heartbeat_seconds=settings.heartbeat_seconds,
     )
     add_AgentServiceServicer_to_server(AgentServicer(nouns), server)

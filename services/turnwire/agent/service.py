@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from turnwire.agent.live.control import TurnControl
     from turnwire.agent.live.registry import LiveTurns
     from turnwire.agent.sessions import Sessions
+    from turnwire.agent.transfer import Transfer
     from turnwire.agent.turns import Turns
     from turnwire.agent.v1 import event_pb2
 
@@ -43,6 +44,7 @@ class Nouns:
     live: LiveTurns
     acceptance: Acceptance
     control: TurnControl
+    transfer: Transfer
     heartbeat_seconds: float
 
 
@@ -261,19 +263,20 @@ class AgentServicer(AgentServiceServicer):
         )
         return messages.ListStepsResponse(steps=steps, next_page_token=token)
 
-    @unimplemented("AgentService/ExportTurn", "GetTurn and WatchTurn have all of a turn.")
-    def ExportTurn(
+    async def ExportTurn(
         self, request: messages.ExportTurnRequest, context: Context
     ) -> AsyncIterator[messages.ExportTurnResponse]:
-        """Is not served yet."""
-        raise NotImplementedError
+        """Streams the records of a turn that has ended."""
+        _require_id("turn_id", request.turn_id)
+        for record in await self._nouns.transfer.exported(current().tenant, request.turn_id):
+            yield messages.ExportTurnResponse(record=record)
 
-    @unimplemented("AgentService/ImportTurn")
     async def ImportTurn(
         self, request_iterator: AsyncIterator[messages.ImportTurnRequest], context: Context
     ) -> messages.ImportTurnResponse:
-        """Is not served yet."""
-        raise NotImplementedError
+        """Takes the records of a turn in."""
+        turn = await self._nouns.transfer.imported(current().tenant, request_iterator)
+        return messages.ImportTurnResponse(turn=turn)
 
     async def _stream(
         self, tenant: str, turn_id: str, after: int, *, follow_pauses: bool

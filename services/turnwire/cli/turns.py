@@ -9,6 +9,7 @@ import click
 
 from turnwire.cli.options import asynchronous, json_option
 from turnwire.cli.printing import all_pages, enum_word, print_document, print_message, print_table, shortened, when
+from turnwire.cli.recordings import export, import_, replay
 
 if TYPE_CHECKING:
     from turnwire.agent.v1 import step_pb2
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 
 @click.group()
 def turns() -> None:
-    """List, show, watch, answer, cancel and delete turns."""
+    """List, show, watch, answer, cancel, export, replay and delete turns."""
+
+
+turns.add_command(export)
+turns.add_command(import_)
+turns.add_command(replay)
 
 
 @turns.command("list")

@@ -244,6 +244,20 @@ class Client:
             self.agent_stub.DeleteTurn(agent_service_pb2.DeleteTurnRequest(turn_id=turn_id), timeout=self._timeout)
         )
 
+    async def export_turn(self, turn_id: str) -> list[agent_service_pb2.TurnRecord]:
+        """Returns the records of a turn that has ended."""
+        call = self.agent_stub.ExportTurn(agent_service_pb2.ExportTurnRequest(turn_id=turn_id), timeout=self._timeout)
+        return [response.record for response in await _done(_all(call))]
+
+    async def import_turn(
+        self, session_id: str, records: Sequence[agent_service_pb2.TurnRecord], *, turn_id: str = ""
+    ) -> turn_pb2.Turn:
+        """Takes the records of a turn into a session, under the id it had or another one; returns it without steps."""
+        requests = [agent_service_pb2.ImportTurnRequest(record=record) for record in records]
+        if requests:
+            requests[0].session_id, requests[0].turn_id = session_id, turn_id
+        return (await _done(self.agent_stub.ImportTurn(iter(requests), timeout=self._timeout))).turn
+
     async def get_step(self, turn_id: str, step_id: str) -> step_pb2.Step:
         """Returns a step of a turn."""
         request = agent_service_pb2.GetStepRequest(turn_id=turn_id, step_id=step_id)
@@ -384,6 +398,10 @@ def user_message(text: str) -> message_pb2.Message:
 
 def _said(messages: str | Sequence[message_pb2.Message]) -> Sequence[message_pb2.Message]:
     return [user_message(messages)] if isinstance(messages, str) else messages
+
+
+async def _all(call: Any) -> list[Any]:
+    return [response async for response in call]
 
 
 async def _done(call: Any, *, service: str = "agent") -> Any:

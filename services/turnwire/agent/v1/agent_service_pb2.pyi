@@ -1428,9 +1428,11 @@ class TurnRecord(_message.Message):
     AGENT_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     EVENT_FIELD_NUMBER: _builtins.int
+    HEADER_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def agent(self) -> _agent_pb2.Agent:
-        """First: the agent in the version that ran."""
+        """After the header: the agent in the version that ran, where it is still there."""
 
     @_builtins.property
     def history(self) -> _message_pb2.Message:
@@ -1440,22 +1442,98 @@ class TurnRecord(_message.Message):
     def event(self) -> _event_pb2.StepEvent:
         """Then the events, in order."""
 
+    @_builtins.property
+    def header(self) -> Global___TurnRecordHeader:
+        """First: what the records are of."""
+
+    @_builtins.property
+    def end(self) -> Global___TurnRecordEnd:
+        """Last: by which one sees that nothing is missing or altered."""
+
     def __init__(
         self,
         *,
         agent: _agent_pb2.Agent | None = ...,
         history: _message_pb2.Message | None = ...,
         event: _event_pb2.StepEvent | None = ...,
+        header: Global___TurnRecordHeader | None = ...,
+        end: Global___TurnRecordEnd | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "event", b"event", "history", b"history", "record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "end", b"end", "event", b"event", "header", b"header", "history", b"history", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "event", b"event", "history", b"history", "record", b"record"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "end", b"end", "event", b"event", "header", b"header", "history", b"history", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["agent", "history", "event"]  # noqa: Y015
+    _WhichOneofReturnType_record: _TypeAlias = _typing.Literal["agent", "history", "event", "header", "end"]  # noqa: Y015
     _WhichOneofArgType_record: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_record) -> _WhichOneofReturnType_record | None: ...
 
 Global___TurnRecord: _TypeAlias = TurnRecord  # noqa: Y015
+
+@_typing.final
+class TurnRecordHeader(_message.Message):
+    """The beginning of an exported turn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    TURN_ID_FIELD_NUMBER: _builtins.int
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    TURNWIRE_VERSION_FIELD_NUMBER: _builtins.int
+    format: _builtins.int
+    """The format of the records; a version of Turnwire reads those that it knows."""
+    turn_id: _builtins.str
+    """The turn."""
+    session_id: _builtins.str
+    """The session that it was in."""
+    turnwire_version: _builtins.str
+    """The version of Turnwire that wrote the records."""
+    @_builtins.property
+    def config(self) -> _agent_pb2.AgentConfig:
+        """What it ran under: the agent's configuration with the turn's own changes, its tools with their schemas."""
+
+    def __init__(
+        self,
+        *,
+        format: _builtins.int = ...,
+        turn_id: _builtins.str = ...,
+        session_id: _builtins.str = ...,
+        config: _agent_pb2.AgentConfig | None = ...,
+        turnwire_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "format", b"format", "session_id", b"session_id", "turn_id", b"turn_id", "turnwire_version", b"turnwire_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnRecordHeader: _TypeAlias = TurnRecordHeader  # noqa: Y015
+
+@_typing.final
+class TurnRecordEnd(_message.Message):
+    """The end of an exported turn."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORDS_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    records: _builtins.int
+    """How many records came before this one."""
+    sha256: _builtins.str
+    """The SHA-256 of these, in hexadecimal: of each its length, as 8 bytes, and its deterministic serialization."""
+    def __init__(
+        self,
+        *,
+        records: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["records", b"records", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnRecordEnd: _TypeAlias = TurnRecordEnd  # noqa: Y015
 
 @_typing.final
 class ExportTurnRequest(_message.Message):
@@ -1511,8 +1589,11 @@ class ImportTurnRequest(_message.Message):
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    TURN_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session that takes the turn. In the first message only; required there."""
+    turn_id: _builtins.str
+    """The id that the turn gets. Empty: the one it had. In the first message only."""
     @_builtins.property
     def record(self) -> Global___TurnRecord:
         """The record."""
@@ -1522,10 +1603,11 @@ class ImportTurnRequest(_message.Message):
         *,
         session_id: _builtins.str = ...,
         record: Global___TurnRecord | None = ...,
+        turn_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["record", b"record", "session_id", b"session_id", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
