@@ -122,7 +122,7 @@ async def test_loopback_needs_no_keys(host: str):
     ("sections", "told"),
     [
         ({"listen": {"host": "0.0.0.0"}}, "access.api_keys"),
-        ({"store": {"url": "postgresql://db"}}, "SQLite only"),
+        ({"store": {"url": "postgresql://127.0.0.1:1/none"}}, "is PostgreSQL running there"),
         ({"listen": {"host": "192.0.2.1"}, "access": {"api_keys": [{"name": "ann", "key": KEY}]}}, "cannot be bound"),
     ],
 )
