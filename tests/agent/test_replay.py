@@ -46,6 +46,14 @@ def test_a_recorded_turn_is_decided_the_same_again(file: Path):
     assert result.decisions >= 2
 
 
+@pytest.mark.parametrize(
+    ("kind", "decisions"),
+    [("plain", 2), ("tools", 6), ("pause", 7), ("refusal", 2), ("retrieval", 4), ("recovered", 2)],
+)
+def test_each_decision_is_counted_once(kind: str, decisions: int):
+    assert decisions == replay(_recording(kind)).decisions
+
+
 def test_the_recordings_hold_what_they_are_named_for():
     kinds = {
         kind: {event.WhichOneof("payload") for event in _recording(kind).events} for kind in ("pause", "recovered")
