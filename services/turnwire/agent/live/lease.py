@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from turnwire.agent.store import leases
+from turnwire.agent.store import leases, ownership
 from turnwire.errors import StoreUnavailable
 from turnwire.ids import new_id
 
@@ -101,9 +101,14 @@ class Lease:
                 lit_again()
 
     async def end(self) -> None:
-        """Gives the lease back: other replicas need not wait for its end."""
+        """Gives the lease back, and what is still owned under it: other replicas need not wait for its end."""
         self._held = False
-        await self._store.write(lambda tx: leases.end(tx, self.instance_id))
+
+        async def unit(tx: Transaction) -> None:
+            await ownership.release_all(tx, self.instance_id)
+            await leases.end(tx, self.instance_id)
+
+        await self._store.write(unit)
 
     async def _renew_or_take(self, lost: Callable[[], None]) -> None:
         async with asyncio.timeout(self._seconds * _GOOD_PART):

@@ -128,8 +128,11 @@ class LiveTurns:
 
         Raises:
             NotOwner: a later version has stored it, or others were quicker.
+            Draining: this process is about to end.
             StoreUnavailable: the database cannot be used, or this process may not own anything now.
         """
+        if self._draining:
+            raise Draining(service="agent")
         if not self.lease.good:
             raise StoreUnavailable("agent", "this replica waits for its lease to be renewed")
         turn_id = live.row.turn_id

@@ -134,6 +134,12 @@ async def release(tx: Transaction, tenant: str, turn_id: str, *, epoch: int) -> 
     await tx.notify(TOPIC, turn_id)
 
 
+async def release_all(tx: Transaction, instance_id: str) -> None:
+    """Lets go of all that a process owns which ends: also of what it had claimed and not yet begun."""
+    await tx.execute("UPDATE turns SET owner = '' WHERE owner = $1 AND status = 2", instance_id)
+    await tx.notify(TOPIC, "")
+
+
 async def begin(
     tx: Transaction, tenant: str, row: TurnRow, *, instance_id: str, status: int, sequence_ceiling: int
 ) -> bool:
