@@ -16,6 +16,7 @@ import pytest
 
 from tests.sandbox.running import Ending, Runner, credentials, running
 from turnwire.errors import from_rpc_error
+from turnwire.runtime.hosting import NO_ISOLATION
 from turnwire.sandbox_runner import processes
 from turnwire.sandbox_runner.interior import seccomp, workspace
 from turnwire.sandbox_runner.v1 import sandbox_runner_service_pb2 as messages
@@ -201,7 +202,7 @@ async def test_a_caller_that_goes_while_it_writes_leaves_a_sandbox_that_works():
 
 async def test_without_isolation_the_service_does_not_start_and_says_what_to_do():
     async with running(engine="bubblewrap", bubblewrap="/bin/false", wait=False) as runner:
-        assert 1 == await runner.process.wait()
+        assert NO_ISOLATION == await runner.process.wait()
         assert "cannot be isolated on this machine" in runner.log
         assert "bubblewrap: " in runner.log
         assert "To do: install bubblewrap and allow user namespaces" in runner.log
@@ -214,7 +215,7 @@ async def test_an_engine_that_lets_code_out_is_not_used(tmp_path: Path):
     loose.write_text('#!/bin/sh\nwhile [ "$1" != -- ]; do shift; done\nshift\nexec "$@"\n')
     loose.chmod(0o755)
     async with running(engine="bubblewrap", bubblewrap=str(loose), wait=False) as runner:
-        assert 1 == await runner.process.wait()
+        assert NO_ISOLATION == await runner.process.wait()
         assert "cannot be isolated on this machine" in runner.log
 
 
