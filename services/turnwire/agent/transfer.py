@@ -91,6 +91,8 @@ class Transfer:
         async for request in requests_in:
             if first:
                 session_id, turn_id, first = request.session_id, request.turn_id, False
+                # Before the rest is taken: nobody sends megabytes to a session that is not there.
+                await self._check_session(tenant, session_id)
             size += request.ByteSize()
             if size > MAX_BYTES:
                 raise MessageTooLarge(size_bytes=size, limit_bytes=MAX_BYTES)
@@ -99,6 +101,16 @@ class Transfer:
             raise InvalidArgument.one("session_id", "is required in the first message")
         recording = records.read(taken)
         return await self._store_turn(tenant, session_id, turn_id or recording.header.turn_id, recording)
+
+    async def _check_session(self, tenant: str, session_id: str) -> None:
+        if not session_id:
+            return
+
+        async def unit(tx: Transaction) -> bool:
+            return await sessions.get(tx, tenant, session_id) is not None
+
+        if not await self._store.read(unit):
+            raise NotFound("session", session_id)
 
     async def _store_turn(self, tenant: str, session_id: str, turn_id: str, recording: Recording) -> turn_pb2.Turn:
         state = recording.turn
