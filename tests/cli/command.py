@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
 
@@ -111,6 +111,17 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._screen, text.encode())
+
+    def type_until_ended(self, text: str) -> None:
+        """Types a text, and again where nothing has come of it for a while, until the command has ended."""
+        deadline = time.monotonic() + _SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.type(text)
+            patience = min(deadline, time.monotonic() + 5)
+            while self._read(patience):
+                pass
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(max(0.0, patience - time.monotonic()))
 
     def until(self, text: str) -> str:
         """Waits until a text is shown, after what was waited for before; returns what stood before it."""

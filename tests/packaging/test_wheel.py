@@ -194,7 +194,7 @@ def test_the_mesh_of_the_wheel_answers_with_the_embedded_model(everything: Insta
     status = json.loads(everything.run("turnwire", "status", "--json").stdout)
     asked = everything.run("turnwire", "ask", "What is the capital of France? One sentence.")
 
-    assert ["up"] * 6 == [service["state"] for service in status["services"]]
+    assert ["up"] * 7 == [service["state"] for service in status["services"]]
     assert f"127.0.0.1:{PORTS['agent'] + mesh}" in {service["address"] for service in status["services"]}
     assert 0 == asked.returncode, asked.stderr
     assert asked.stdout.strip()

@@ -58,6 +58,7 @@ class TurnOwnerServiceServicer(object):
         """Streams the events of a turn that this process runs, after a position; ends OK with the turn,
         or when it pauses. A process that does not run the turn answers NOT_OWNER; it never asks on.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

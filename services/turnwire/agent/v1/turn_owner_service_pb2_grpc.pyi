@@ -23,6 +23,7 @@ class TurnOwnerServiceStub:
     """Streams the events of a turn that this process runs, after a position; ends OK with the turn,
     or when it pauses. A process that does not run the turn answers NOT_OWNER; it never asks on.
     buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+    buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
     """
     DeliverInbox: _aio.UnaryStreamMultiCallable[_turn_owner_service_pb2.DeliverInboxRequest, _turn_owner_service_pb2.DeliverInboxResponse]
     """Has the owner take in what lies in the inbox of a turn. A first answer tells that it has heard,
@@ -44,6 +45,7 @@ class TurnOwnerServiceServicer(metaclass=_abc_1.ABCMeta):
         """Streams the events of a turn that this process runs, after a position; ends OK with the turn,
         or when it pauses. A process that does not run the turn answers NOT_OWNER; it never asks on.
         buf:lint:ignore RPC_RESPONSE_STANDARD_NAME
+        buf:lint:ignore RPC_REQUEST_RESPONSE_UNIQUE
         """
 
     @_abc_1.abstractmethod
