@@ -44,10 +44,10 @@ class Outcome:
 
 
 _PYTEST = [sys.executable, "-m", "pytest", "-q"]
-# In the order of the files: those with the fewest tests, which would come last, take the longest. A test that ends its
-# process ends them all: in a new process it would only do so again.
+# Two a core: most tests wait for processes. In the order of the files: those with the fewest tests, which would come
+# last, take the longest. A test that ends its process ends them all: in a new process it would only do so again.
 ON_ALL_CORES = [
-    f"--numprocesses={min(8, os.cpu_count() or 1)}",
+    f"--numprocesses={min(8, 2 * (os.cpu_count() or 1))}",
     "--dist=loadfile",
     "--no-loadscope-reorder",
     "--max-worker-restart=0",

@@ -27,6 +27,7 @@ _BY_HAND = {
     canonicalize_name("colorama"): "BSD-3-Clause",  # Windows only
     canonicalize_name("httpx2-jsfetch"): "BSD-3-Clause",  # browsers only
     canonicalize_name("python-dateutil"): "Apache-2.0 OR BSD-3-Clause",  # it says "Dual License"
+    canonicalize_name("tzdata"): "Apache-2.0",  # Windows and browsers only
     canonicalize_name("tiktoken"): "MIT",  # the whole text stands where its name belongs
 }
 # Words of older metadata, as SPDX has them.

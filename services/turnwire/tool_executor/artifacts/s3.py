@@ -51,10 +51,10 @@ class S3Blobs:
 
     @classmethod
     async def open(cls, settings: ArtifactSettings) -> S3Blobs:
-        """Opens a bucket. A store that is away is no error: the files are, until it is back.
+        """Opens a bucket, after a look at it: a service that could keep nothing does not start.
 
         Raises:
-            ArtifactStoreUnavailable: it refuses the key, or has no such bucket.
+            ArtifactStoreUnavailable: it is away, refuses the key, or has no such bucket.
         """
         stack = AsyncExitStack()
         config = AioConfig(
