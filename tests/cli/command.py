@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Self
 
@@ -112,17 +112,6 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._screen, text.encode())
 
-    def type_until_ended(self, text: str) -> None:
-        """Types a text, and again where nothing has come of it for a while, until the command has ended."""
-        deadline = time.monotonic() + _SECONDS
-        while self.process.poll() is None and time.monotonic() < deadline:
-            self.type(text)
-            patience = min(deadline, time.monotonic() + 5)
-            while self._read(patience):
-                pass
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(max(0.0, patience - time.monotonic()))
-
     def until(self, text: str) -> str:
         """Waits until a text is shown, after what was waited for before; returns what stood before it."""
         deadline = time.monotonic() + _SECONDS
@@ -158,4 +147,6 @@ class Terminal:
 def _take_terminal() -> None:
     """In the child: a session of its own, whose terminal this is; only then does Ctrl-C reach it."""
     os.setsid()
+    # Whoever runs the tests in the background has it ignored, and children inherit that.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)

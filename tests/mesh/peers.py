@@ -53,6 +53,8 @@ class Peers:
     broken_shields: set[str] = field(default_factory=set[str])
     running: int = 0
     most_at_once: int = 0
+    failing_waits_for: int = 1
+    """`failing` fails once so many calls have been running at once."""
     delay: float = 0.0
     """So long every answer takes, in seconds."""
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -189,6 +191,8 @@ class _Tools(ToolServiceServicer, ToolExecutorServiceServicer):
                         yield tool_executor_service_pb2.ExecuteToolResponse(progress=progress)
                     result.content = "counted"
                 case "failing":
+                    while peers.most_at_once < peers.failing_waits_for:
+                        await asyncio.sleep(0.005)
                     result.failure.reason = error_pb2.ERROR_REASON_TOOL_FAILED
                     result.failure.message = "It broke."
                 case "drawing":

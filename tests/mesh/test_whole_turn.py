@@ -73,6 +73,7 @@ def _steps(turn: turn_pb2.Turn) -> list[str]:
 async def test_every_step_starts_and_ends_and_parallel_calls_overlap():
     async with _mesh() as (_, peers, client):
         peers.chunks = [_chunk("library", "moby.md", "A whale."), _chunk("archive", "log.md", "Another.")]
+        peers.failing_waits_for = 2
         session = await session_of(
             client,
             input_shields=["warn-both", "no-evil"],
