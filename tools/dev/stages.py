@@ -113,7 +113,7 @@ def test(arguments: Sequence[str]) -> int:
 def faults(count: int, seed: int) -> int:
     """Runs so many faults, chosen by the seed; returns pytest's exit code."""
     environment = os.environ | {"TURNWIRE_FAULTS": str(count), "TURNWIRE_FAULTS_SEED": str(seed)}
-    return subprocess.run([*_PYTEST, "-m", "faults"], cwd=ROOT, env=environment, check=False).returncode
+    return subprocess.run([*_PYTEST, *ON_ALL_CORES, "-m", "faults"], cwd=ROOT, env=environment, check=False).returncode
 
 
 def ci(stages: Iterable[Stage] = STAGES) -> int:
