@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
 from contextlib import asynccontextmanager
@@ -28,12 +29,17 @@ class WordVectors:
         self.texts: list[str] = []
         """All that came."""
         self.away = False
+        self.slow_words = ""
+        """A text that has them takes `slow_seconds`, as with a slow model."""
+        self.slow_seconds = 0.0
 
     async def embeddings(self, request: web.Request) -> web.Response:
         body = await request.json()
         if self.away:
             raise web.HTTPServiceUnavailable
         self.texts += body["input"]
+        if self.slow_words and any(self.slow_words in text for text in body["input"]):
+            await asyncio.sleep(self.slow_seconds)
         vectors = [vector(text, self.dimension) for text in body["input"]]
         data = [{"object": "embedding", "index": index, "embedding": each} for index, each in enumerate(vectors)]
         return web.json_response({"object": "list", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}})

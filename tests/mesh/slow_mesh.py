@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
-from aiohttp import web
 
-from tests.memory.conftest import vector
+from tests.memory.conftest import WordVectors, serving_words
 from turnwire.agent.v1 import agent_pb2
 from turnwire.memory.v1 import bank_pb2, document_pb2
 from turnwire.testing.mesh import RunningMesh, free_port_offset, running_mesh
@@ -120,41 +119,12 @@ class SlowMesh:
             return False
 
 
-class Vectors:
-    """Vectors out of words, as those of the memory tests; a text that says so takes its time."""
-
-    def __init__(self) -> None:
-        self.base_url = ""
-        self.texts: list[str] = []
-
-    async def embeddings(self, request: web.Request) -> web.Response:
-        texts: list[str] = (await request.json())["input"]
-        self.texts += texts
-        if any("slow retrieval" in text for text in texts):
-            await asyncio.sleep(SECONDS)  # what a slow model is
-        data = [{"object": "embedding", "index": index, "embedding": vector(each)} for index, each in enumerate(texts)]
-        return web.json_response({"object": "list", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}})
-
-    @property
-    def provider(self) -> dict[str, Any]:
-        models = [{"model_id": "words", "type": "embedding", "embedding_dimension": len(vector(""))}]
-        config = {"base_url": self.base_url, "models": models, "connect_seconds": 2}
-        return {"provider_id": "words", "provider_type": "remote::openai", "config": config}
-
-
 @asynccontextmanager
-async def serving_vectors() -> AsyncGenerator[Vectors]:
-    served = Vectors()
-    app = web.Application()
-    app.router.add_post("/v1/embeddings", served.embeddings)
-    runner = web.AppRunner(app, shutdown_timeout=0.2)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    served.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
-    try:
+async def serving_vectors() -> AsyncGenerator[WordVectors]:
+    """Vectors out of words; a text that says so takes its time."""
+    async with serving_words() as served:
+        served.slow_words, served.slow_seconds = "slow retrieval", SECONDS
         yield served
-    finally:
-        await runner.cleanup()
 
 
 def _scripted(name: str, rules: list[dict[str, Any]]) -> dict[str, Any]:

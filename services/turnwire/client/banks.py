@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from turnwire.client.answers import answered
 from turnwire.common.v1 import message_pb2
 from turnwire.errors import from_rpc_error
 from turnwire.memory.v1 import bank_pb2, document_pb2, memory_bank_service_pb2, memory_service_pb2
@@ -37,22 +38,24 @@ class Banks:
     async def list(self, **fields: Any) -> memory_bank_service_pb2.ListMemoryBanksResponse:
         """Returns a page of banks; fields are those of ListMemoryBanksRequest."""
         request = memory_bank_service_pb2.ListMemoryBanksRequest(**fields)
-        return await self._done(self.bank_stub.ListMemoryBanks(request, timeout=self._timeout))
+        return await answered(self.bank_stub.ListMemoryBanks(request, timeout=self._timeout), service="memory")
 
     async def get(self, bank_id: str) -> bank_pb2.MemoryBank:
         """Returns a bank."""
         request = memory_bank_service_pb2.GetMemoryBankRequest(bank_id=bank_id)
-        return (await self._done(self.bank_stub.GetMemoryBank(request, timeout=self._timeout))).bank
+        return (await answered(self.bank_stub.GetMemoryBank(request, timeout=self._timeout), service="memory")).bank
 
     async def register(self, bank: bank_pb2.MemoryBank, *, request_id: str = "") -> bank_pb2.MemoryBank:
         """Makes a bank."""
         request = memory_bank_service_pb2.RegisterMemoryBankRequest(bank=bank, request_id=request_id)
-        return (await self._done(self.bank_stub.RegisterMemoryBank(request, timeout=self._timeout))).bank
+        return (
+            await answered(self.bank_stub.RegisterMemoryBank(request, timeout=self._timeout), service="memory")
+        ).bank
 
     async def unregister(self, bank_id: str) -> None:
         """Removes a bank and what it holds."""
         request = memory_bank_service_pb2.UnregisterMemoryBankRequest(bank_id=bank_id)
-        await self._done(self.bank_stub.UnregisterMemoryBank(request, timeout=self._timeout))
+        await answered(self.bank_stub.UnregisterMemoryBank(request, timeout=self._timeout), service="memory")
 
     async def insert(
         self, bank_id: str, documents: Sequence[document_pb2.Document], *, request_id: str = ""
@@ -73,17 +76,17 @@ class Banks:
         part = message_pb2.ContentPart(text=question, provenance=message_pb2.PROVENANCE_USER)
         message = message_pb2.Message(role=message_pb2.ROLE_USER, parts=[part])
         request = memory_service_pb2.QueryRequest(bank_ids=bank_ids, messages=[message], **fields)
-        return await self._done(self.memory_stub.Query(request, timeout=self._timeout))
+        return await answered(self.memory_stub.Query(request, timeout=self._timeout), service="memory")
 
     async def documents(self, bank_id: str, **fields: Any) -> memory_service_pb2.ListDocumentsResponse:
         """Returns a page of the documents of a bank; further fields are those of ListDocumentsRequest."""
         request = memory_service_pb2.ListDocumentsRequest(bank_id=bank_id, **fields)
-        return await self._done(self.memory_stub.ListDocuments(request, timeout=self._timeout))
+        return await answered(self.memory_stub.ListDocuments(request, timeout=self._timeout), service="memory")
 
     async def delete_document(self, bank_id: str, document_id: str) -> None:
         """Removes a document from a bank."""
         request = memory_service_pb2.DeleteDocumentRequest(bank_id=bank_id, document_id=document_id)
-        await self._done(self.memory_stub.DeleteDocument(request, timeout=self._timeout))
+        await answered(self.memory_stub.DeleteDocument(request, timeout=self._timeout), service="memory")
 
     async def document(self, document_id: str, data: bytes, name: str = "") -> document_pb2.Document:
         """Returns a document with the bytes of a file; large ones are uploaded first (see `release`)."""
@@ -94,7 +97,7 @@ class Banks:
         file_name = document_id.rpartition("/")[2]
         opening = artifact_service_pb2.OpenUpload(name=file_name, mime_type=mimetypes.guess_type(file_name)[0] or "")
         call = self._artifacts().UploadArtifact(_pieces(opening, data), timeout=_UPLOAD_SECONDS)
-        document.artifact_id = (await self._done(call, service="tool_executor")).artifact.artifact_id
+        document.artifact_id = (await answered(call, service="tool_executor")).artifact.artifact_id
         return document
 
     async def release(self, document: document_pb2.Document) -> None:
@@ -102,16 +105,10 @@ class Banks:
         if document.artifact_id:
             request = artifact_service_pb2.DeleteArtifactRequest(artifact_id=document.artifact_id)
             call = self._artifacts().DeleteArtifact(request, timeout=self._timeout)
-            await self._done(call, service="tool_executor")
+            await answered(call, service="tool_executor")
 
     def _artifacts(self) -> Any:
         return ArtifactServiceStub(self._channel("tool_executor"))
-
-    async def _done(self, call: Any, *, service: str = "memory") -> Any:
-        try:
-            return await call
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, service=service) from error
 
 
 def _pieces(

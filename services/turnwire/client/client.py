@@ -11,11 +11,11 @@ import grpc
 from turnwire import __version__
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2, session_pb2, step_pb2, turn_pb2
 from turnwire.agent.v1.agent_service_pb2_grpc import AgentServiceStub
+from turnwire.client.answers import answered
 from turnwire.client.finding import address_of
 from turnwire.client.turn_stream import TurnStream
 from turnwire.common.v1 import inspect_service_pb2, message_pb2
 from turnwire.common.v1.inspect_service_pb2_grpc import InspectServiceStub
-from turnwire.errors import from_rpc_error
 from turnwire.ids import new_id
 from turnwire.inference.v1 import inference_service_pb2, model_pb2, model_service_pb2
 from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
@@ -196,19 +196,19 @@ class Client:
     async def get_turn(self, turn_id: str) -> turn_pb2.Turn:
         """Returns a turn with its steps."""
         request = agent_service_pb2.GetTurnRequest(turn_id=turn_id)
-        return (await _done(self.agent_stub.GetTurn(request, timeout=self._timeout))).turn
+        return (await answered(self.agent_stub.GetTurn(request, timeout=self._timeout), service="agent")).turn
 
     async def list_turns(self, **fields: Any) -> agent_service_pb2.ListTurnsResponse:
         """Returns a page of turns; fields are those of ListTurnsRequest."""
         request = agent_service_pb2.ListTurnsRequest(**fields)
-        return await _done(self.agent_stub.ListTurns(request, timeout=self._timeout))
+        return await answered(self.agent_stub.ListTurns(request, timeout=self._timeout), service="agent")
 
     async def cancel_turn(
         self, turn_id: str, *, reason: str = "", allow_missing: bool = False
     ) -> agent_service_pb2.CancelTurnResponse:
         """Cancels a turn; returns when it has ended."""
         request = agent_service_pb2.CancelTurnRequest(turn_id=turn_id, reason=reason, allow_missing=allow_missing)
-        return await _done(self.agent_stub.CancelTurn(request, timeout=self._timeout))
+        return await answered(self.agent_stub.CancelTurn(request, timeout=self._timeout), service="agent")
 
     async def submit_turn_input(
         self, turn_id: str, results: Sequence[message_pb2.ToolResult], *, request_id: str = ""
@@ -216,7 +216,7 @@ class Client:
         """Gives a waiting turn the results of the caller's functions."""
         inputs = [turn_pb2.TurnInput(tool_result=result) for result in results]
         request = agent_service_pb2.SubmitTurnInputRequest(turn_id=turn_id, inputs=inputs, request_id=request_id)
-        return await _done(self.agent_stub.SubmitTurnInput(request, timeout=self._timeout))
+        return await answered(self.agent_stub.SubmitTurnInput(request, timeout=self._timeout), service="agent")
 
     async def resolve_turn_call(
         self,
@@ -231,23 +231,24 @@ class Client:
         decision = turn_pb2.OutcomeDecision(call_id=call_id, choice=choice, result=result)
         inputs = [turn_pb2.TurnInput(outcome_decision=decision)]
         request = agent_service_pb2.SubmitTurnInputRequest(turn_id=turn_id, inputs=inputs, request_id=request_id)
-        return await _done(self.agent_stub.SubmitTurnInput(request, timeout=self._timeout))
+        return await answered(self.agent_stub.SubmitTurnInput(request, timeout=self._timeout), service="agent")
 
     async def update_turn(self, turn_id: str, metadata: Mapping[str, str]) -> turn_pb2.Turn:
         """Gives a turn other labels; returns it without its steps."""
         request = agent_service_pb2.UpdateTurnRequest(turn_id=turn_id, metadata=metadata)
-        return (await _done(self.agent_stub.UpdateTurn(request, timeout=self._timeout))).turn
+        return (await answered(self.agent_stub.UpdateTurn(request, timeout=self._timeout), service="agent")).turn
 
     async def delete_turn(self, turn_id: str) -> None:
         """Deletes a turn that has ended."""
-        await _done(
-            self.agent_stub.DeleteTurn(agent_service_pb2.DeleteTurnRequest(turn_id=turn_id), timeout=self._timeout)
+        await answered(
+            self.agent_stub.DeleteTurn(agent_service_pb2.DeleteTurnRequest(turn_id=turn_id), timeout=self._timeout),
+            service="agent",
         )
 
     async def export_turn(self, turn_id: str) -> list[agent_service_pb2.TurnRecord]:
         """Returns the records of a turn that has ended."""
         call = self.agent_stub.ExportTurn(agent_service_pb2.ExportTurnRequest(turn_id=turn_id), timeout=self._timeout)
-        return [response.record for response in await _done(_all(call))]
+        return [response.record for response in await answered(_all(call), service="agent")]
 
     async def import_turn(
         self, session_id: str, records: Sequence[agent_service_pb2.TurnRecord], *, turn_id: str = ""
@@ -256,111 +257,114 @@ class Client:
         requests = [agent_service_pb2.ImportTurnRequest(record=record) for record in records]
         if requests:
             requests[0].session_id, requests[0].turn_id = session_id, turn_id
-        return (await _done(self.agent_stub.ImportTurn(iter(requests), timeout=self._timeout))).turn
+        return (await answered(self.agent_stub.ImportTurn(iter(requests), timeout=self._timeout), service="agent")).turn
 
     async def get_step(self, turn_id: str, step_id: str) -> step_pb2.Step:
         """Returns a step of a turn."""
         request = agent_service_pb2.GetStepRequest(turn_id=turn_id, step_id=step_id)
-        return (await _done(self.agent_stub.GetStep(request, timeout=self._timeout))).step
+        return (await answered(self.agent_stub.GetStep(request, timeout=self._timeout), service="agent")).step
 
     async def list_steps(self, turn_id: str, **fields: Any) -> agent_service_pb2.ListStepsResponse:
         """Returns a page of the steps of a turn; further fields are those of ListStepsRequest."""
         request = agent_service_pb2.ListStepsRequest(turn_id=turn_id, **fields)
-        return await _done(self.agent_stub.ListSteps(request, timeout=self._timeout))
+        return await answered(self.agent_stub.ListSteps(request, timeout=self._timeout), service="agent")
 
     # Sessions
 
     async def create_session(self, agent_id: str = "assistant", **fields: Any) -> session_pb2.Session:
         """Begins a session; further fields are those of CreateSessionRequest."""
         request = agent_service_pb2.CreateSessionRequest(agent_id=agent_id, **fields)
-        return (await _done(self.agent_stub.CreateSession(request, timeout=self._timeout))).session
+        return (await answered(self.agent_stub.CreateSession(request, timeout=self._timeout), service="agent")).session
 
     async def get_session(self, session_id: str) -> session_pb2.Session:
         """Returns a session."""
         request = agent_service_pb2.GetSessionRequest(session_id=session_id)
-        return (await _done(self.agent_stub.GetSession(request, timeout=self._timeout))).session
+        return (await answered(self.agent_stub.GetSession(request, timeout=self._timeout), service="agent")).session
 
     async def list_sessions(self, **fields: Any) -> agent_service_pb2.ListSessionsResponse:
         """Returns a page of sessions, newest first; fields are those of ListSessionsRequest."""
         request = agent_service_pb2.ListSessionsRequest(**fields)
-        return await _done(self.agent_stub.ListSessions(request, timeout=self._timeout))
+        return await answered(self.agent_stub.ListSessions(request, timeout=self._timeout), service="agent")
 
     async def update_session(self, session: session_pb2.Session, paths: Sequence[str] = ()) -> session_pb2.Session:
         """Changes the fields `paths` of a session: `title`, `metadata`, `agent_version`; without any, all three."""
         request = agent_service_pb2.UpdateSessionRequest(session=session)
         request.update_mask.paths.extend(paths)
-        return (await _done(self.agent_stub.UpdateSession(request, timeout=self._timeout))).session
+        return (await answered(self.agent_stub.UpdateSession(request, timeout=self._timeout), service="agent")).session
 
     async def fork_session(self, session_id: str, *, turn_id: str = "", **fields: Any) -> session_pb2.Session:
         """Begins a session with the history of another one up to a turn; fields are those of ForkSessionRequest."""
         request = agent_service_pb2.ForkSessionRequest(session_id=session_id, turn_id=turn_id, **fields)
-        return (await _done(self.agent_stub.ForkSession(request, timeout=self._timeout))).session
+        return (await answered(self.agent_stub.ForkSession(request, timeout=self._timeout), service="agent")).session
 
     async def delete_session(self, session_id: str, *, force: bool = False) -> None:
         """Deletes a session and its turns."""
         request = agent_service_pb2.DeleteSessionRequest(session_id=session_id, force=force)
-        await _done(self.agent_stub.DeleteSession(request, timeout=self._timeout))
+        await answered(self.agent_stub.DeleteSession(request, timeout=self._timeout), service="agent")
 
     # Agents
 
     async def create_agent(self, config: agent_pb2.AgentConfig, **fields: Any) -> agent_pb2.Agent:
         """Makes an agent; further fields are those of CreateAgentRequest."""
         request = agent_service_pb2.CreateAgentRequest(config=config, **fields)
-        return (await _done(self.agent_stub.CreateAgent(request, timeout=self._timeout))).agent
+        return (await answered(self.agent_stub.CreateAgent(request, timeout=self._timeout), service="agent")).agent
 
     async def get_agent(self, agent_id: str, *, version: int = 0) -> agent_pb2.Agent:
         """Returns an agent in a version; 0 is the newest."""
         request = agent_service_pb2.GetAgentRequest(agent_id=agent_id, version=version)
-        return (await _done(self.agent_stub.GetAgent(request, timeout=self._timeout))).agent
+        return (await answered(self.agent_stub.GetAgent(request, timeout=self._timeout), service="agent")).agent
 
     async def list_agents(self, **fields: Any) -> agent_service_pb2.ListAgentsResponse:
         """Returns a page of agents; fields are those of ListAgentsRequest."""
-        return await _done(
-            self.agent_stub.ListAgents(agent_service_pb2.ListAgentsRequest(**fields), timeout=self._timeout)
+        return await answered(
+            self.agent_stub.ListAgents(agent_service_pb2.ListAgentsRequest(**fields), timeout=self._timeout),
+            service="agent",
         )
 
     async def list_agent_versions(self, agent_id: str, **fields: Any) -> agent_service_pb2.ListAgentVersionsResponse:
         """Returns a page of the versions of an agent, newest first; fields are those of ListAgentVersionsRequest."""
         request = agent_service_pb2.ListAgentVersionsRequest(agent_id=agent_id, **fields)
-        return await _done(self.agent_stub.ListAgentVersions(request, timeout=self._timeout))
+        return await answered(self.agent_stub.ListAgentVersions(request, timeout=self._timeout), service="agent")
 
     async def update_agent(self, agent: agent_pb2.Agent, paths: Sequence[str] = ()) -> agent_pb2.Agent:
         """Changes the fields `paths` of an agent; without any, all. Its `etag` has to be the one that was read."""
         request = agent_service_pb2.UpdateAgentRequest(agent=agent)
         request.update_mask.paths.extend(paths)
-        return (await _done(self.agent_stub.UpdateAgent(request, timeout=self._timeout))).agent
+        return (await answered(self.agent_stub.UpdateAgent(request, timeout=self._timeout), service="agent")).agent
 
     async def delete_agent(self, agent_id: str, *, etag: str = "", force: bool = False) -> None:
         """Deletes an agent; with `force` its sessions too."""
         request = agent_service_pb2.DeleteAgentRequest(agent_id=agent_id, etag=etag, force=force)
-        await _done(self.agent_stub.DeleteAgent(request, timeout=self._timeout))
+        await answered(self.agent_stub.DeleteAgent(request, timeout=self._timeout), service="agent")
 
     # Models and processes
 
     async def list_models(self, **fields: Any) -> model_service_pb2.ListModelsResponse:
         """Returns a page of models; fields are those of ListModelsRequest."""
         request = model_service_pb2.ListModelsRequest(**fields)
-        return await _done(self.model_stub.ListModels(request, timeout=self._timeout), service="inference")
+        return await answered(self.model_stub.ListModels(request, timeout=self._timeout), service="inference")
 
     async def get_model(self, model_id: str) -> model_pb2.Model:
         """Returns a model."""
         request = model_service_pb2.GetModelRequest(model_id=model_id)
-        return (await _done(self.model_stub.GetModel(request, timeout=self._timeout), service="inference")).model
+        return (await answered(self.model_stub.GetModel(request, timeout=self._timeout), service="inference")).model
 
     async def register_model(self, model_id: str, **fields: Any) -> model_pb2.Model:
         """Registers a model; further fields are those of RegisterModelRequest."""
         request = model_service_pb2.RegisterModelRequest(model_id=model_id, **fields)
-        return (await _done(self.model_stub.RegisterModel(request, timeout=self._timeout), service="inference")).model
+        return (
+            await answered(self.model_stub.RegisterModel(request, timeout=self._timeout), service="inference")
+        ).model
 
     async def unregister_model(self, model_id: str) -> None:
         """Takes a registration back."""
         request = model_service_pb2.UnregisterModelRequest(model_id=model_id)
-        await _done(self.model_stub.UnregisterModel(request, timeout=self._timeout), service="inference")
+        await answered(self.model_stub.UnregisterModel(request, timeout=self._timeout), service="inference")
 
     async def embed(self, model: str, texts: Sequence[str]) -> inference_service_pb2.EmbedResponse:
         """Returns a vector of length 1 for each text."""
         request = inference_service_pb2.EmbedRequest(model=model, texts=texts)
-        return await _done(self.inference_stub.Embed(request, timeout=self._timeout), service="inference")
+        return await answered(self.inference_stub.Embed(request, timeout=self._timeout), service="inference")
 
     async def count_tokens(
         self,
@@ -370,13 +374,13 @@ class Client:
     ) -> inference_service_pb2.CountTokensResponse:
         """Returns how many tokens a conversation has as the model would read it."""
         request = inference_service_pb2.CountTokensRequest(model=model, messages=_said(messages), tools=tools)
-        return await _done(self.inference_stub.CountTokens(request, timeout=self._timeout), service="inference")
+        return await answered(self.inference_stub.CountTokens(request, timeout=self._timeout), service="inference")
 
     async def server_info(self, service: str, *, seconds: float = 2.0) -> inspect_service_pb2.GetServerInfoResponse:
         """Returns what a service's process is."""
         stub = InspectServiceStub(self._channel(service))
         request = inspect_service_pb2.GetServerInfoRequest()
-        return await _done(stub.GetServerInfo(request, timeout=seconds), service=service)
+        return await answered(stub.GetServerInfo(request, timeout=seconds), service=service)
 
     async def list_providers(
         self, service: str = "inference", *, seconds: float = 10.0
@@ -384,7 +388,7 @@ class Client:
         """Returns the providers of a service and their state."""
         stub = InspectServiceStub(self._channel(service))
         request = inspect_service_pb2.ListProvidersRequest(service=service)
-        return (await _done(stub.ListProviders(request, timeout=seconds), service=service)).providers
+        return (await answered(stub.ListProviders(request, timeout=seconds), service=service)).providers
 
     def _channel(self, service: str) -> Any:
         return self._channels(service)
@@ -402,10 +406,3 @@ def _said(messages: str | Sequence[message_pb2.Message]) -> Sequence[message_pb2
 
 async def _all(call: Any) -> list[Any]:
     return [response async for response in call]
-
-
-async def _done(call: Any, *, service: str = "agent") -> Any:
-    try:
-        return await call
-    except grpc.RpcError as error:
-        raise from_rpc_error(error, service=service) from error

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
+from turnwire.client.answers import answered
 from turnwire.common.v1 import message_pb2, shield_pb2
-from turnwire.errors import from_rpc_error
 from turnwire.safety.v1 import safety_service_pb2, shield_service_pb2
 from turnwire.safety.v1 import shield_pb2 as registry_pb2
 from turnwire.safety.v1.safety_service_pb2_grpc import SafetyServiceStub
@@ -34,22 +32,24 @@ class Shields:
     async def list(self, **fields: Any) -> shield_service_pb2.ListShieldsResponse:
         """Returns a page of shields; fields are those of ListShieldsRequest."""
         request = shield_service_pb2.ListShieldsRequest(**fields)
-        return await _done(self.shield_stub.ListShields(request, timeout=self._timeout))
+        return await answered(self.shield_stub.ListShields(request, timeout=self._timeout), service="safety")
 
     async def get(self, shield_id: str) -> registry_pb2.Shield:
         """Returns a shield."""
         request = shield_service_pb2.GetShieldRequest(shield_id=shield_id)
-        return (await _done(self.shield_stub.GetShield(request, timeout=self._timeout))).shield
+        return (await answered(self.shield_stub.GetShield(request, timeout=self._timeout), service="safety")).shield
 
     async def register(self, shield_id: str, **fields: Any) -> registry_pb2.Shield:
         """Registers a shield of a provider; further fields are those of RegisterShieldRequest."""
         request = shield_service_pb2.RegisterShieldRequest(shield_id=shield_id, **fields)
-        return (await _done(self.shield_stub.RegisterShield(request, timeout=self._timeout))).shield
+        return (
+            await answered(self.shield_stub.RegisterShield(request, timeout=self._timeout), service="safety")
+        ).shield
 
     async def unregister(self, shield_id: str) -> None:
         """Takes a registration back."""
         request = shield_service_pb2.UnregisterShieldRequest(shield_id=shield_id)
-        await _done(self.shield_stub.UnregisterShield(request, timeout=self._timeout))
+        await answered(self.shield_stub.UnregisterShield(request, timeout=self._timeout), service="safety")
 
     async def run(
         self,
@@ -63,11 +63,6 @@ class Shields:
             part = message_pb2.ContentPart(text=messages, provenance=message_pb2.PROVENANCE_USER)
             messages = [message_pb2.Message(role=message_pb2.ROLE_USER, parts=[part])]
         request = safety_service_pb2.RunShieldsRequest(shield_ids=shield_ids, point=point, messages=messages)
-        return await _done(self.safety_stub.RunShields(request, timeout=max(self._timeout, _RUN_SECONDS)))
-
-
-async def _done(call: Any) -> Any:
-    try:
-        return await call
-    except grpc.RpcError as error:
-        raise from_rpc_error(error, service="safety") from error
+        return await answered(
+            self.safety_stub.RunShields(request, timeout=max(self._timeout, _RUN_SECONDS)), service="safety"
+        )

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import grpc
-
-from turnwire.errors import from_rpc_error
+from turnwire.client.answers import answered
 from turnwire.tool_executor.v1 import tool_pb2, tool_service_pb2
 from turnwire.tool_executor.v1.tool_service_pb2_grpc import ToolServiceStub
 
@@ -28,26 +26,21 @@ class Tools:
     async def list(self, **fields: Any) -> tool_service_pb2.ListToolsResponse:
         """Returns a page of tools; fields are those of ListToolsRequest."""
         request = tool_service_pb2.ListToolsRequest(**fields)
-        return await _done(self.tool_stub.ListTools(request, timeout=self._timeout))
+        return await answered(self.tool_stub.ListTools(request, timeout=self._timeout), service="tool_executor")
 
     async def get(self, tool_id: str) -> tool_pb2.Tool:
         """Returns a tool."""
         request = tool_service_pb2.GetToolRequest(tool_id=tool_id)
-        return (await _done(self.tool_stub.GetTool(request, timeout=self._timeout))).tool
+        return (await answered(self.tool_stub.GetTool(request, timeout=self._timeout), service="tool_executor")).tool
 
     async def register(self, tool_id: str, definition: generation_pb2.ToolDefinition, **fields: Any) -> tool_pb2.Tool:
         """Registers a tool of a provider; further fields are those of RegisterToolRequest."""
         request = tool_service_pb2.RegisterToolRequest(tool_id=tool_id, definition=definition, **fields)
-        return (await _done(self.tool_stub.RegisterTool(request, timeout=self._timeout))).tool
+        return (
+            await answered(self.tool_stub.RegisterTool(request, timeout=self._timeout), service="tool_executor")
+        ).tool
 
     async def unregister(self, tool_id: str) -> None:
         """Takes a registration back."""
         request = tool_service_pb2.UnregisterToolRequest(tool_id=tool_id)
-        await _done(self.tool_stub.UnregisterTool(request, timeout=self._timeout))
-
-
-async def _done(call: Any) -> Any:
-    try:
-        return await call
-    except grpc.RpcError as error:
-        raise from_rpc_error(error, service="tool_executor") from error
+        await answered(self.tool_stub.UnregisterTool(request, timeout=self._timeout), service="tool_executor")
