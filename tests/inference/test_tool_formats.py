@@ -313,13 +313,24 @@ def test_a_failed_call_is_to_be_run_better():
 
 
 def test_a_model_that_goes_in_a_circle_is_offered_no_tool_any_more():
-    assert ["add"] == [tool.name for tool in offered(_with_results("2", "3"))]
-    assert [] == offered(_with_results("2", "3", " 2 "))
-    assert "add" in [tool.name for tool in offered(_with_results("2", "2", mode=REQUIRED))]
+    def names(request: Request) -> list[str]:
+        return [tool.name for tool in offered(request)]
 
-    circle = _with_results("Error: x", "Error: x")
+    assert [] == names(_with_results("2", "2"))
+    assert [] == names(_with_results("2", "3", "2"))
+    assert ["add"] == names(_with_results("2", "2", mode=REQUIRED))
+    # To look again whether something has changed is no circle, and neither is one result of two calls.
+    assert ["add"] == names(_with_results("pending", "done"))
+    other = _with_results("ok", "ok")
+    other.messages[1].tool_calls[0].arguments_json = '{"n": 2}'
+    assert ["add"] == names(other)
+    beside = _with_results("ok", "ok")
+    beside.messages[1].tool_calls.extend(beside.messages.pop(3).tool_calls)
+    assert ["add"] == names(beside)
+
+    circle = _with_results("in cell 1\nError: x", "in cell 2\nError: x")
     assert [message_pb2.ROLE_USER] == [role for role, _ in _texts(circle)]
     assert _texts(circle)[-1][1].endswith("Say the answer in a sentence.")
     # The next thing that the user says begins anew.
     circle.messages.append(_said(message_pb2.ROLE_USER, "again"))
-    assert ["add"] == [tool.name for tool in offered(circle)]
+    assert ["add"] == names(circle)

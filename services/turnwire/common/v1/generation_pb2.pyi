@@ -35,7 +35,10 @@ class _ToolPromptFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tool
     """The model answers `[name(argument=value, …)]`."""
 
 class ToolPromptFormat(_ToolPromptFormat, metaclass=_ToolPromptFormatEnumTypeWrapper):
-    """How tools are written into the prompt, for models whose server has no tool API."""
+    """How tools are written into the prompt, for models whose server has no tool API. Calls and their
+    results then stand in the user's message; a model that makes the same call again, with the same
+    result or a failure, is offered no tool until the user speaks again.
+    """
 
 TOOL_PROMPT_FORMAT_UNSPECIFIED: ToolPromptFormat.ValueType  # 0
 """The server's own tool API where it has one, otherwise JSON."""

@@ -34,7 +34,8 @@ def is_forced(choice: generation_pb2.ToolChoice) -> bool:
 def offered(request: inference_service_pb2.ChatCompletionRequest) -> list[generation_pb2.ToolDefinition]:
     """Returns the tools that the model may call under the request's choice.
 
-    A model that may choose and goes in a circle, one result twice since the user spoke, is offered none: it answers.
+    A model that may choose and goes in a circle is offered none: it answers. That is one that has made the same call
+    again, since the user spoke, and has got the same result or failed again.
     """
     match request.tool_choice.mode:
         case generation_pb2.ToolChoice.MODE_NONE:
@@ -48,13 +49,20 @@ def offered(request: inference_service_pb2.ChatCompletionRequest) -> list[genera
 
 
 def _goes_in_a_circle(messages: Sequence[message_pb2.Message]) -> bool:
-    results: list[str] = []
-    for message in messages:
-        if message.role == message_pb2.ROLE_USER:
-            results.clear()
-        elif message.role == message_pb2.ROLE_TOOL:
-            results.append(_text(message).strip())
-    return len(set(results)) < len(results)
+    results = {message.call_id: _text(message) for message in messages if message.role == message_pb2.ROLE_TOOL}
+    spoke = max((i for i, message in enumerate(messages) if message.role == message_pb2.ROLE_USER), default=0)
+    seen: set[tuple[str, str, str]] = set()
+    for message in messages[spoke:]:
+        # A failure tells of its place too, as `<cell 2>`: there the call alone is compared.
+        made = {
+            (call.name, call.arguments_json, "" if _has_failed(result) else result)
+            for call in message.tool_calls
+            for result in [results.get(call.call_id, "")]
+        }
+        if made & seen:
+            return True
+        seen |= made
+    return False
 
 
 def call_schema(tools: Sequence[generation_pb2.ToolDefinition]) -> dict[str, Any]:
@@ -92,7 +100,7 @@ def rewritten(request: inference_service_pb2.ChatCompletionRequest) -> list[mess
     tools = offered(request)
     if request.messages[-1].role == message_pb2.ROLE_TOOL and not forced:
         # Without it a small model calls the same tool again and again.
-        after = _NOW_MEND if tools and _has_failed(request.messages[-1]) else _NOW_ANSWER
+        after = _NOW_MEND if tools and _has_failed(_text(request.messages[-1])) else _NOW_ANSWER
         messages[-1].parts.add(text=after, provenance=message_pb2.PROVENANCE_SYSTEM)
     if not tools:
         return messages
@@ -176,9 +184,9 @@ def _what_ran(call: message_pb2.ToolCall | None) -> str:
     return f"{call.name}({', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
 
-def _has_failed(result: message_pb2.Message) -> bool:
+def _has_failed(result: str) -> bool:
     """True for a result with an error, as the agent service writes it down."""
-    return "\nError: " in f"\n{_text(result)}"
+    return "\nError: " in f"\n{result}"
 
 
 def _text(message: message_pb2.Message) -> str:
