@@ -43,15 +43,18 @@ def first_events(live: LiveTurn, *, released: bool) -> list[event_pb2.StepEvent]
 
 
 def _losses_in_a_row(live: LiveTurn) -> int:
-    """How often the turn was lost since it last came on. A process that was told to end is no sign of a poison turn."""
+    """How often the turn was lost since it last came on: since its state has something that is not done again.
+
+    A process that was told to end is no sign of a poison turn.
+    """
     count = 0
     nested = {step.step_id for step in live.log.fold.turn.steps if is_nested(step)}
     for event in reversed(live.log.after(0, live.log.next_sequence)):
         match event.WhichOneof("payload"):
             case "turn_recovered":
                 count += not event.turn_recovered.released
-            case "step_restarted" | "step_delta" | "step_started":
-                continue
+            case "step_restarted" | "step_delta" | "step_started" | "step_progress":
+                continue  # an attempt that begins anew tells all this again, as often as there are attempts
             case _:
                 # What shields within a cut step said does not bring the turn on: the step begins anew.
                 if event.step_id not in nested:
