@@ -58,11 +58,11 @@ async def key(client: Client) -> Finding:
     """Checks that the mesh takes the key of `TURNWIRE_API_KEY`, or needs none."""
     from turnwire.access.v1 import access_service_pb2
     from turnwire.access.v1.access_service_pb2_grpc import AccessServiceStub
-    from turnwire.client.client import _done
+    from turnwire.client.answers import answered
 
     try:
         stub = AccessServiceStub(client._channel("agent"))
-        who = await _done(stub.WhoAmI(access_service_pb2.WhoAmIRequest(), timeout=5.0))
+        who = await answered(stub.WhoAmI(access_service_pb2.WhoAmIRequest(), timeout=5.0), service="agent")
     except Unauthenticated:
         if os.environ.get("TURNWIRE_API_KEY"):
             return Finding(
