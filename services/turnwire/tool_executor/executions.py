@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.store.executions import ExecutionRow, Key, State
     from turnwire.tool_executor.tools.port import Piece, Provider
     from turnwire.tool_executor.v1 import tool_pb2
-    from turnwire.tool_executor.workspaces import Snapshot
+    from turnwire.tool_executor.workspaces import Changes
 
 _log = structlog.get_logger(__name__)
 
@@ -60,8 +60,8 @@ class _Work:
 class _Outcome(NamedTuple):
     state: State.ValueType
     result: message_pb2.ToolResult
-    workspace: Snapshot | None = None
-    """What the tool has left in the sandbox of the session."""
+    changes: Changes | None = None
+    """What the tool has changed in the sandbox of the session."""
 
 
 class _NotSent(Exception):
@@ -213,14 +213,14 @@ class Executions:
             with acting_as(tenant):
                 structlog.contextvars.bind_contextvars(turn_id=turn_id, call_id=call_id, tool=work.tool.tool_id)
                 begun = time.monotonic()
-                state, result, workspace = await self._outcome(running, work)
+                state, result, changes = await self._outcome(running, work)
                 # From here on it is not stopped any more: there is an outcome, and it has to be written down.
                 running.settled = True
                 result.call_id, result.name = call_id, work.ask.name
                 result.content = results.clean(result.content)
                 await results.fit(result, self._artifacts, tenant=tenant, session_id=work.ask.session_id)
                 result.duration.FromMilliseconds(int((time.monotonic() - begun) * 1000))
-                row = await self._written(running.key, state, result, workspace)
+                row = await self._written(running.key, state, result, changes)
                 if not row.ended:
                     raise Draining(service="tool_executor")  # another process has it by now: ask there
                 _log.info("tool_executed", state=execution_pb2.ExecutionState.Name(row.state))
@@ -264,7 +264,7 @@ class Executions:
             if answer.failure is not None:
                 result.failure.CopyFrom(answer.failure)
             state = _FAILED if answer.failure is not None else execution_pb2.EXECUTION_STATE_SUCCEEDED
-            return _Outcome(state, result, answer.workspace)
+            return _Outcome(state, result, answer.changes)
         except _NotSent:
             # It is to be stopped, or another process has it: then this is not written.
             return _Outcome(_CANCELLED, journals.stopped(call_id, tool_id))
@@ -332,14 +332,14 @@ class Executions:
                         pass  # it has not begun, or was the last
 
     async def _written(
-        self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, workspace: Snapshot | None
+        self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, changes: Changes | None
     ) -> ExecutionRow:
         """Writes an outcome down, patiently: what was done once is not to be forgotten over a full disk."""
         ends = time.monotonic() + _WRITE_SECONDS
         pause = 0.05
         while True:
             try:
-                return await self._journal.ended(key, state, result, workspace)
+                return await self._journal.ended(key, state, result, changes)
             except StoreUnavailable:
                 if time.monotonic() > ends:
                     raise

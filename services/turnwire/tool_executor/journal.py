@@ -16,16 +16,17 @@ import structlog
 
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import ExecutionNotInDoubt, IdempotencyConflict, NotFound, NotOwner, ResourceInUse
+from turnwire.tool_executor import workspaces
 from turnwire.tool_executor.results import failed
 from turnwire.tool_executor.store import executions as stored
-from turnwire.tool_executor.store import executors, workspaces
+from turnwire.tool_executor.store import executors
 from turnwire.tool_executor.store.executions import ExecutionRow
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
 
 if TYPE_CHECKING:
     from turnwire.runtime.storage import Store, Transaction
     from turnwire.tool_executor.store.executions import Key, State
-    from turnwire.tool_executor.workspaces import Snapshot
+    from turnwire.tool_executor.workspaces import Changes
 
 _log = structlog.get_logger(__name__)
 STOPS = "tool_stops"
@@ -155,18 +156,18 @@ class Journal:
         return await self._store.write(unit)
 
     async def ended(
-        self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, workspace: Snapshot | None = None
+        self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, changes: Changes | None = None
     ) -> ExecutionRow:
-        """Notes an outcome of this process, and the workspace it left; returns the row with the first that was noted.
+        """Notes an outcome of this process, and what it has changed; returns the row with the first that was noted.
 
         The row is another process's by now, and may be open, when this one was not heard of for too long.
         """
 
         async def unit(tx: Transaction) -> ExecutionRow:
-            snapshot = workspace.snapshot_id if workspace is not None else ""
+            snapshot = changes.snapshot_id if changes is not None else ""
             noted = await stored.ended(tx, key, self._executor, state, result.SerializeToString(), snapshot)
-            if noted and workspace is not None:
-                await workspaces.put(tx, key[0], workspace.session_id, snapshot, workspace.body())
+            if noted and changes is not None:
+                await workspaces.note(tx, key[0], changes)
             return await _existing(tx, key)
 
         return await self._store.write(unit)

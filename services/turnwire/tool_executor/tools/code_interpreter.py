@@ -31,7 +31,7 @@ from turnwire.tool_executor.locks import KeyedLocks
 from turnwire.tool_executor.tools.configuring import ToolSettings, built_in, described_as, settings_of
 from turnwire.tool_executor.tools.port import Answer, File, OutcomeLost, Output, Progress, Sending
 from turnwire.tool_executor.v1 import artifact_service_pb2
-from turnwire.tool_executor.workspaces import Snapshot
+from turnwire.tool_executor.workspaces import NOT_KEPT, Changes
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.artifacts import Artifacts, Draft
     from turnwire.tool_executor.tools.port import Call, Piece, State, Surroundings
     from turnwire.tool_executor.v1 import tool_pb2
-    from turnwire.tool_executor.workspaces import Workspaces
+    from turnwire.tool_executor.workspaces import Snapshot, Workspaces
 
 _log = structlog.get_logger(__name__)
 TOOL = "code_interpreter"
@@ -135,7 +135,7 @@ class CodeInterpreterProvider:
                         raise error from None
                     run.tried_again = again = True
                     await self._prepare(key, run)
-            yield await run.answer(await self._snapshot(run))
+            yield await run.answer(await self._changes(run))
 
     async def _prepared_in_time(self, key: tuple[str, str], run: _Run) -> AsyncGenerator[Progress]:
         """Opens the sandbox; a runner that is away is asked again for a while, since nothing was sent yet.
@@ -189,6 +189,9 @@ class CodeInterpreterProvider:
         assert self._artifacts is not None
         missing: list[str] = []
         for path, artifact_id in last.files.items():
+            if artifact_id == NOT_KEPT:
+                missing.append(path)
+                continue
             try:
                 _, data = await self._artifacts.content(key[0], artifact_id, most=MOST_BYTES)
             except (NotFound, DocumentRefused):
@@ -200,26 +203,30 @@ class CodeInterpreterProvider:
             return f"{_ANEW}; of their files these could not be brought back: {', '.join(map(json.dumps, missing))}."
         return f"{_ANEW}; their files are there again." if last.files else f"{_ANEW}."
 
-    async def _snapshot(self, run: _Run) -> Snapshot:
-        """Returns the workspace as it is after a run: what was there, what the call gave, what the code has changed."""
+    async def _changes(self, run: _Run) -> Changes:
+        """Returns what is different in the workspace after a run: what the call gave, what the code has changed."""
         assert self._artifacts is not None
-        assert self._workspaces is not None
         call = run.call
-        last = await self._workspaces.latest(call.tenant, call.session_id) or Snapshot(call.session_id)
         made = run.made
         for file in run.given:
             if file.name in made or file.name in run.removed:
                 continue
-            kept = await self._artifacts.keep(
-                call.tenant,
-                file.name,
-                file.data,
-                mime_type=file.mime_type,
-                session_id=call.session_id,
-                metadata={"tool": call.tool.tool_id, "call_id": call.call_id, "path": file.name},
-            )
-            made[file.name] = kept.artifact_id
-        return last.after(made, run.removed)
+            try:
+                kept = await self._artifacts.keep(
+                    call.tenant,
+                    file.name,
+                    file.data,
+                    mime_type=file.mime_type,
+                    session_id=call.session_id,
+                    metadata={"tool": call.tool.tool_id, "call_id": call.call_id, "path": file.name},
+                )
+            except (DocumentRefused, QuotaExhausted) as error:
+                # The code has run: what it gave counts, whether its files can be brought back or not.
+                _log.warning("workspace_file_not_kept", reason=error.message)
+                made[file.name] = NOT_KEPT
+            else:
+                made[file.name] = kept.artifact_id
+        return Changes(call.session_id, made, run.removed)
 
 
 @dataclass(slots=True)
@@ -255,7 +262,8 @@ class _Run:
     @property
     def made(self) -> dict[str, str]:
         """The artifact of each file that was made or changed."""
-        return {path: attachment.artifact_id for path, attachment in self._made.items()}
+        not_kept = dict.fromkeys((*self._refused, *self._drafts), NOT_KEPT)
+        return not_kept | {path: attachment.artifact_id for path, attachment in self._made.items()}
 
     async def take(self, response: sandbox.RunCodeResponse) -> str:
         """Takes a piece of the run; returns what its readers see of it."""
@@ -281,7 +289,7 @@ class _Run:
             case _:
                 return ""  # kinds of later versions
 
-    async def answer(self, workspace: Snapshot) -> Answer:
+    async def answer(self, changes: Changes) -> Answer:
         """Returns what the model gets to read, and the files that were made."""
         finished = self._finished
         if finished is None:
@@ -303,7 +311,7 @@ class _Run:
             failure.metadata["tool"] = self.call.tool.tool_id
             failure.metadata["call_id"] = self.call.call_id
         content = content or ("" if failure else "[The code wrote nothing.]")
-        return Answer(content, failure, list(self._made.values()), workspace)
+        return Answer(content, failure, list(self._made.values()), changes)
 
     def _text(self, text: str) -> str:
         self._texts.append(text)

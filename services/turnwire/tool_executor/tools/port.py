@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.artifacts import Artifacts
     from turnwire.tool_executor.limits import Limits
     from turnwire.tool_executor.v1 import tool_pb2
-    from turnwire.tool_executor.workspaces import Snapshot, Workspaces
+    from turnwire.tool_executor.workspaces import Changes, Workspaces
 
 State = inspect_service_pb2.Provider.State
 
@@ -85,8 +85,8 @@ class Answer:
     content: str
     failure: error_pb2.Failure | None = None
     attachments: Sequence[message_pb2.Attachment] = field(default_factory=tuple)
-    workspace: Snapshot | None = None
-    """What it has left in the sandbox of the session."""
+    changes: Changes | None = None
+    """What it has changed in the sandbox of the session."""
 
 
 Piece = Sending | Output | Progress | Answer
