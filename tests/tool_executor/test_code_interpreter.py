@@ -295,20 +295,20 @@ async def test_a_new_runner_has_the_files_of_code_and_of_calls_and_not_those_tha
     assert "" != first != second != ""
 
 
-async def test_a_new_sandbox_has_no_older_version_of_a_file_that_was_too_large_to_keep():
-    async with _interpreter(
-        sandbox={"preload": [], "workspace_files": 200}, artifacts={"file_bytes": 2048, "tenant_bytes": 65536}
-    ) as executor:
+async def test_a_new_sandbox_has_no_older_version_of_a_file_that_was_not_given_back_or_not_kept():
+    sandbox = {"preload": [], "workspace_files": 200, "returned_bytes": 4096}
+    async with _interpreter(sandbox=sandbox, artifacts={"file_bytes": 2048}) as executor:
         given = [message_pb2.Attachment(text="x" * 3000, name="given.txt")]
-        await _code(executor, "for name in ('kept', 'grown'): open(name, 'w').write('small')", "call_1")
-        ran = await _code(executor, "open('grown', 'w').write('x' * 3000)", "call_2", attachments=given)
+        await _code(executor, "for name in ('kept', 'grown', 'huge'): open(name, 'w').write('small')", "call_1")
+        change = "for name, size in (('grown', 3000), ('huge', 5000)): open(name, 'w').write('x' * size)\nsize"
+        ran = await _code(executor, change, "call_2", attachments=given)
         await _code(executor, "for n in range(2000): open(f'file-{n}', 'w').close()", "call_3")
         after = await _code(executor, "import os; os.listdir('.')", "call_4")
 
     assert 0 == ran.reason
-    assert ran.result.content.startswith("3000\n")
+    assert ran.result.content.startswith("5000\n")
     assert after.result.content.startswith("['kept']")
-    assert 'these could not be brought back: "given.txt", "grown".' in after.result.content
+    assert 'these could not be brought back: "given.txt", "grown", "huge".' in after.result.content
 
 
 async def test_a_sandbox_that_has_burst_has_the_files_of_before_at_the_next_code():

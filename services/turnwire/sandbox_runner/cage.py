@@ -16,7 +16,7 @@ import structlog
 from turnwire.sandbox_runner import processes
 from turnwire.sandbox_runner.engines.port import EngineUnusable
 from turnwire.sandbox_runner.interior import frames, workspace
-from turnwire.sandbox_runner.pieces import FilePiece, Finished, Notice, Removed, Text
+from turnwire.sandbox_runner.pieces import FilePiece, Finished, LeftOut, Notice, Removed, Text
 from turnwire.sandbox_runner.spawning import Spawned, spawn
 
 if TYPE_CHECKING:
@@ -310,9 +310,10 @@ class _Run:
                 return [Text(_stream(kind), text)] if text else []
             case frames.FILE:
                 return [self._file(values, body)]
-            case frames.REMOVED:
+            case frames.REMOVED | frames.LEFT_OUT:
                 path = str(values.get("path", ""))
-                return [Removed(path)] if workspace.can_travel(path) else []
+                piece = Removed(path) if kind == frames.REMOVED else LeftOut(path)
+                return [piece] if workspace.can_travel(path) else []
             case frames.NOTE:
                 return [Notice(text) for text in _notices(values)]
             case _:

@@ -34,6 +34,13 @@ class Removed:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A file was made or changed, and is not given back."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class Notice:
     """Something the model has to know."""
 
@@ -49,7 +56,7 @@ class Finished:
     error: str = ""
 
 
-Piece = Text | FilePiece | Removed | Notice | Finished
+Piece = Text | FilePiece | Removed | LeftOut | Notice | Finished
 
 
 @dataclass(frozen=True, slots=True)

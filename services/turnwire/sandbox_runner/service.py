@@ -9,7 +9,7 @@ from turnwire.common.v1 import error_pb2
 from turnwire.errors import InvalidArgument
 from turnwire.runtime.identity import current
 from turnwire.sandbox_runner import validation
-from turnwire.sandbox_runner.pieces import FilePiece, Finished, Notice, Removed, Text
+from turnwire.sandbox_runner.pieces import FilePiece, Finished, LeftOut, Notice, Removed, Text
 from turnwire.sandbox_runner.sandboxes import Started
 from turnwire.sandbox_runner.v1 import sandbox_runner_service_pb2 as messages
 from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import SandboxRunnerServiceServicer
@@ -111,6 +111,8 @@ def _message(piece: Started | Piece) -> messages.RunCodeResponse:
             return messages.RunCodeResponse(file=file)
         case Removed():
             return messages.RunCodeResponse(removed_file=piece.path)
+        case LeftOut():
+            return messages.RunCodeResponse(left_out_file=piece.path)
         case Notice():
             return messages.RunCodeResponse(notice=piece.text)
         case Finished():

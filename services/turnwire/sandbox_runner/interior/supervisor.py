@@ -335,6 +335,7 @@ class Supervisor:
                 continue
             if count >= limits["file_count"] or stamp.size > limits["file_bytes"] - size:
                 left_out.append(path)
+                self._answer(frames.LEFT_OUT, {"path": path})
                 continue
             count += 1
             size += stamp.size

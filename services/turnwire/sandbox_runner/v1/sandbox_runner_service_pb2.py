@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from turnwire.common.v1 import error_pb2 as turnwire_dot_common_dot_v1_dot_error__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n7turnwire/sandbox_runner/v1/sandbox_runner_service.proto\x12\x1aturnwire.sandbox_runner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eturnwire/common/v1/error.proto\".\n\x12OpenSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03\"Q\n\x13OpenSandboxResponse\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x13\n\x0binstance_id\x18\x04 \x01(\tJ\x04\x08\x01\x10\x02\"`\n\x11WriteFilesRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x37\n\x04\x66ile\x18\x02 \x01(\x0b\x32).turnwire.sandbox_runner.v1.WorkspaceFile\"(\n\x12WriteFilesResponse\x12\x12\n\nfile_count\x18\x01 \x01(\x05\"m\n\x0eRunCodeRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12(\n\x05limit\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x9d\x02\n\x0fRunCodeResponse\x12\x10\n\x06stdout\x18\x01 \x01(\tH\x00\x12\x10\n\x06stderr\x18\x02 \x01(\tH\x00\x12\x39\n\x04\x66ile\x18\x03 \x01(\x0b\x32).turnwire.sandbox_runner.v1.WorkspaceFileH\x00\x12;\n\x08\x66inished\x18\x04 \x01(\x0b\x32\'.turnwire.sandbox_runner.v1.RunFinishedH\x00\x12\x39\n\x07started\x18\x05 \x01(\x0b\x32&.turnwire.sandbox_runner.v1.RunStartedH\x00\x12\x16\n\x0cremoved_file\x18\x06 \x01(\tH\x00\x12\x10\n\x06notice\x18\x07 \x01(\tH\x00\x42\t\n\x07payload\"G\n\nRunStarted\x12\x11\n\trestarted\x18\x01 \x01(\x08\x12\x16\n\x0eworkspace_lost\x18\x02 \x01(\x08\x12\x0e\n\x06notice\x18\x03 \x01(\t\"I\n\rWorkspaceFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\"\xce\x02\n\x0bRunFinished\x12\x12\n\nvalue_repr\x18\x01 \x01(\t\x12,\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.turnwire.common.v1.Failure\x12>\n\x06\x65nding\x18\x03 \x01(\x0e\x32..turnwire.sandbox_runner.v1.RunFinished.Ending\"\xbc\x01\n\x06\x45nding\x12\x16\n\x12\x45NDING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NDING_COMPLETED\x10\x01\x12\x11\n\rENDING_RAISED\x10\x02\x12\x15\n\x11\x45NDING_TIME_LIMIT\x10\x03\x12\x14\n\x10\x45NDING_CPU_LIMIT\x10\x04\x12\x17\n\x13\x45NDING_MEMORY_LIMIT\x10\x05\x12\x1a\n\x16\x45NDING_WORKSPACE_LIMIT\x10\x06\x12\x0f\n\x0b\x45NDING_DIED\x10\x07\")\n\x13\x43loseSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x16\n\x14\x43loseSandboxResponse2\xce\x03\n\x14SandboxRunnerService\x12n\n\x0bOpenSandbox\x12..turnwire.sandbox_runner.v1.OpenSandboxRequest\x1a/.turnwire.sandbox_runner.v1.OpenSandboxResponse\x12m\n\nWriteFiles\x12-.turnwire.sandbox_runner.v1.WriteFilesRequest\x1a..turnwire.sandbox_runner.v1.WriteFilesResponse(\x01\x12\x64\n\x07RunCode\x12*.turnwire.sandbox_runner.v1.RunCodeRequest\x1a+.turnwire.sandbox_runner.v1.RunCodeResponse0\x01\x12q\n\x0c\x43loseSandbox\x12/.turnwire.sandbox_runner.v1.CloseSandboxRequest\x1a\x30.turnwire.sandbox_runner.v1.CloseSandboxResponseBb\n\x1e\x64\x65v.turnwire.sandbox_runner.v1P\x01Z>turnwire.dev/protos/turnwire/sandbox_runner/v1;sandboxrunnerv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n7turnwire/sandbox_runner/v1/sandbox_runner_service.proto\x12\x1aturnwire.sandbox_runner.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1eturnwire/common/v1/error.proto\".\n\x12OpenSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\tJ\x04\x08\x02\x10\x03\"Q\n\x13OpenSandboxResponse\x12\x0e\n\x06\x65ngine\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x08\x12\x13\n\x0binstance_id\x18\x04 \x01(\tJ\x04\x08\x01\x10\x02\"`\n\x11WriteFilesRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x37\n\x04\x66ile\x18\x02 \x01(\x0b\x32).turnwire.sandbox_runner.v1.WorkspaceFile\"(\n\x12WriteFilesResponse\x12\x12\n\nfile_count\x18\x01 \x01(\x05\"m\n\x0eRunCodeRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\x12(\n\x05limit\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xb6\x02\n\x0fRunCodeResponse\x12\x10\n\x06stdout\x18\x01 \x01(\tH\x00\x12\x10\n\x06stderr\x18\x02 \x01(\tH\x00\x12\x39\n\x04\x66ile\x18\x03 \x01(\x0b\x32).turnwire.sandbox_runner.v1.WorkspaceFileH\x00\x12;\n\x08\x66inished\x18\x04 \x01(\x0b\x32\'.turnwire.sandbox_runner.v1.RunFinishedH\x00\x12\x39\n\x07started\x18\x05 \x01(\x0b\x32&.turnwire.sandbox_runner.v1.RunStartedH\x00\x12\x16\n\x0cremoved_file\x18\x06 \x01(\tH\x00\x12\x10\n\x06notice\x18\x07 \x01(\tH\x00\x12\x17\n\rleft_out_file\x18\x08 \x01(\tH\x00\x42\t\n\x07payload\"G\n\nRunStarted\x12\x11\n\trestarted\x18\x01 \x01(\x08\x12\x16\n\x0eworkspace_lost\x18\x02 \x01(\x08\x12\x0e\n\x06notice\x18\x03 \x01(\t\"I\n\rWorkspaceFile\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\"\xce\x02\n\x0bRunFinished\x12\x12\n\nvalue_repr\x18\x01 \x01(\t\x12,\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x1b.turnwire.common.v1.Failure\x12>\n\x06\x65nding\x18\x03 \x01(\x0e\x32..turnwire.sandbox_runner.v1.RunFinished.Ending\"\xbc\x01\n\x06\x45nding\x12\x16\n\x12\x45NDING_UNSPECIFIED\x10\x00\x12\x14\n\x10\x45NDING_COMPLETED\x10\x01\x12\x11\n\rENDING_RAISED\x10\x02\x12\x15\n\x11\x45NDING_TIME_LIMIT\x10\x03\x12\x14\n\x10\x45NDING_CPU_LIMIT\x10\x04\x12\x17\n\x13\x45NDING_MEMORY_LIMIT\x10\x05\x12\x1a\n\x16\x45NDING_WORKSPACE_LIMIT\x10\x06\x12\x0f\n\x0b\x45NDING_DIED\x10\x07\")\n\x13\x43loseSandboxRequest\x12\x12\n\nsandbox_id\x18\x01 \x01(\t\"\x16\n\x14\x43loseSandboxResponse2\xce\x03\n\x14SandboxRunnerService\x12n\n\x0bOpenSandbox\x12..turnwire.sandbox_runner.v1.OpenSandboxRequest\x1a/.turnwire.sandbox_runner.v1.OpenSandboxResponse\x12m\n\nWriteFiles\x12-.turnwire.sandbox_runner.v1.WriteFilesRequest\x1a..turnwire.sandbox_runner.v1.WriteFilesResponse(\x01\x12\x64\n\x07RunCode\x12*.turnwire.sandbox_runner.v1.RunCodeRequest\x1a+.turnwire.sandbox_runner.v1.RunCodeResponse0\x01\x12q\n\x0c\x43loseSandbox\x12/.turnwire.sandbox_runner.v1.CloseSandboxRequest\x1a\x30.turnwire.sandbox_runner.v1.CloseSandboxResponseBb\n\x1e\x64\x65v.turnwire.sandbox_runner.v1P\x01Z>turnwire.dev/protos/turnwire/sandbox_runner/v1;sandboxrunnerv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -45,19 +45,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNCODEREQUEST']._serialized_start=422
   _globals['_RUNCODEREQUEST']._serialized_end=531
   _globals['_RUNCODERESPONSE']._serialized_start=534
-  _globals['_RUNCODERESPONSE']._serialized_end=819
-  _globals['_RUNSTARTED']._serialized_start=821
-  _globals['_RUNSTARTED']._serialized_end=892
-  _globals['_WORKSPACEFILE']._serialized_start=894
-  _globals['_WORKSPACEFILE']._serialized_end=967
-  _globals['_RUNFINISHED']._serialized_start=970
-  _globals['_RUNFINISHED']._serialized_end=1304
-  _globals['_RUNFINISHED_ENDING']._serialized_start=1116
-  _globals['_RUNFINISHED_ENDING']._serialized_end=1304
-  _globals['_CLOSESANDBOXREQUEST']._serialized_start=1306
-  _globals['_CLOSESANDBOXREQUEST']._serialized_end=1347
-  _globals['_CLOSESANDBOXRESPONSE']._serialized_start=1349
-  _globals['_CLOSESANDBOXRESPONSE']._serialized_end=1371
-  _globals['_SANDBOXRUNNERSERVICE']._serialized_start=1374
-  _globals['_SANDBOXRUNNERSERVICE']._serialized_end=1836
+  _globals['_RUNCODERESPONSE']._serialized_end=844
+  _globals['_RUNSTARTED']._serialized_start=846
+  _globals['_RUNSTARTED']._serialized_end=917
+  _globals['_WORKSPACEFILE']._serialized_start=919
+  _globals['_WORKSPACEFILE']._serialized_end=992
+  _globals['_RUNFINISHED']._serialized_start=995
+  _globals['_RUNFINISHED']._serialized_end=1329
+  _globals['_RUNFINISHED_ENDING']._serialized_start=1141
+  _globals['_RUNFINISHED_ENDING']._serialized_end=1329
+  _globals['_CLOSESANDBOXREQUEST']._serialized_start=1331
+  _globals['_CLOSESANDBOXREQUEST']._serialized_end=1372
+  _globals['_CLOSESANDBOXRESPONSE']._serialized_start=1374
+  _globals['_CLOSESANDBOXRESPONSE']._serialized_end=1396
+  _globals['_SANDBOXRUNNERSERVICE']._serialized_start=1399
+  _globals['_SANDBOXRUNNERSERVICE']._serialized_end=1861
 # @@protoc_insertion_point(module_scope)

@@ -172,6 +172,7 @@ class RunCodeResponse(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     REMOVED_FILE_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FILE_FIELD_NUMBER: _builtins.int
     stdout: _builtins.str
     """Text on standard output."""
     stderr: _builtins.str
@@ -180,6 +181,10 @@ class RunCodeResponse(_message.Message):
     """A file that was there before the run and is gone: its path."""
     notice: _builtins.str
     """Something the model has to know: output that was cut, files that were left out."""
+    left_out_file: _builtins.str
+    """A file that was made or changed and is not given back, for its size or for the number of
+    files: its path.
+    """
     @_builtins.property
     def file(self) -> Global___WorkspaceFile:
         """A file that was made or changed."""
@@ -202,12 +207,13 @@ class RunCodeResponse(_message.Message):
         started: Global___RunStarted | None = ...,
         removed_file: _builtins.str = ...,
         notice: _builtins.str = ...,
+        left_out_file: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "finished", b"finished", "notice", b"notice", "payload", b"payload", "removed_file", b"removed_file", "started", b"started", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "finished", b"finished", "left_out_file", b"left_out_file", "notice", b"notice", "payload", b"payload", "removed_file", b"removed_file", "started", b"started", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "finished", b"finished", "notice", b"notice", "payload", b"payload", "removed_file", b"removed_file", "started", b"started", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "finished", b"finished", "left_out_file", b"left_out_file", "notice", b"notice", "payload", b"payload", "removed_file", b"removed_file", "started", b"started", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["stdout", "stderr", "file", "finished", "started", "removed_file", "notice"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["stdout", "stderr", "file", "finished", "started", "removed_file", "notice", "left_out_file"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

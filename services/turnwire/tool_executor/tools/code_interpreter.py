@@ -48,6 +48,8 @@ _AWAY_SECONDS = 15.0
 """A runner that is away, as while it is started again, is asked again for so long at most."""
 _REMEMBERED = 4096
 """Of so many sandboxes it is known which files they were given."""
+_NAMED = 20
+"""So many files that are lost the model is told by their names."""
 _ANEW = "The sandbox was started anew: variables and imports of earlier runs are gone"
 _SCHEMA = {
     "type": "object",
@@ -200,7 +202,9 @@ class CodeInterpreterProvider:
             await self._runner.WriteFiles(_pieces(key[1], [File(path, data, "")]))
         _log.info("workspace_restored", snapshot=last.snapshot_id, files=len(last.files), missing=len(missing))
         if missing:
-            return f"{_ANEW}; of their files these could not be brought back: {', '.join(map(json.dumps, missing))}."
+            told = ", ".join(map(json.dumps, missing[:_NAMED]))
+            further = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            return f"{_ANEW}; of their files these could not be brought back: {told}{further}."
         return f"{_ANEW}; their files are there again." if last.files else f"{_ANEW}."
 
     async def _changes(self, run: _Run) -> Changes:
@@ -249,6 +253,7 @@ class _Run:
         self._notices: list[str] = []
         self._drafts: dict[str, Draft] = {}
         self._refused: set[str] = set()
+        self._left_out: set[str] = set()
         self._made: dict[str, message_pb2.Attachment] = {}
         self._finished: sandbox.RunFinished | None = None
         self.started = False
@@ -262,7 +267,7 @@ class _Run:
     @property
     def made(self) -> dict[str, str]:
         """The artifact of each file that was made or changed."""
-        not_kept = dict.fromkeys((*self._refused, *self._drafts), NOT_KEPT)
+        not_kept = dict.fromkeys((*self._refused, *self._left_out, *self._drafts), NOT_KEPT)
         return not_kept | {path: attachment.artifact_id for path, attachment in self._made.items()}
 
     async def take(self, response: sandbox.RunCodeResponse) -> str:
@@ -286,6 +291,9 @@ class _Run:
             case "removed_file":
                 self.removed.add(response.removed_file)
                 return ""  # the model knows what its code has removed
+            case "left_out_file":
+                self._left_out.add(response.left_out_file)
+                return ""  # a notice says so
             case _:
                 return ""  # kinds of later versions
 
