@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import pytest
 
 from tests.contract.calling import dump
 from tests.mesh.asking import check_log, folded, session_of, until, weather_tool
+from turnwire.agent.live.acceptance import Acceptance
+from turnwire.agent.live.control import TurnControl
+from turnwire.agent.store import events, ownership
 from turnwire.agent.turn.runner import TurnRunner
-from turnwire.agent.v1 import agent_pb2, turn_pb2
+from turnwire.agent.v1 import agent_pb2, agent_service_pb2, turn_pb2
+from turnwire.client.client import user_message
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import NotFound
 from turnwire.testing.mesh import running_mesh
@@ -90,9 +96,71 @@ async def test_a_turn_that_a_defect_has_left_lying_goes_on(monkeypatch: pytest.M
         assert turn_pb2.TURN_STATUS_COMPLETED == turn.status
         assert 1 == turn.recoveries
         assert turn == await client.get_turn(stream.turn_id)
-        events = [event async for event in client.watch_turn(stream.turn_id)]
-        check_log(events)
-        assert turn == folded(events)
+        log = [event async for event in client.watch_turn(stream.turn_id)]
+        check_log(log)
+        assert turn == folded(log)
+
+
+def _leaving(monkeypatch: pytest.MonkeyPatch, where: Any, name: str, handler: Any, method: str) -> asyncio.Event:
+    """Has a function of the store wait, once, until the call that `handler` answers is gone.
+
+    Returns what is set when it waits.
+    """
+    waits, gone = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    work, answer = getattr(where, name), getattr(handler, method)
+
+    async def after_all_have_left(*args: Any, **kwargs: Any) -> Any:
+        loop.call_soon_threadsafe(waits.set)
+        assert gone.wait(30)  # in the thread of the store
+        return await work(*args, **kwargs)
+
+    async def noting(*args: Any) -> Any:
+        try:
+            return await answer(*args)
+        except asyncio.CancelledError:
+            gone.set()
+            raise
+
+    monkeypatch.setattr(where, name, after_all_have_left)
+    monkeypatch.setattr(handler, method, noting)
+    return waits
+
+
+async def test_a_turn_whose_caller_leaves_while_it_is_being_stored_runs_at_once(monkeypatch: pytest.MonkeyPatch):
+    async with running_mesh() as mesh, mesh.client() as client:
+        session = await session_of(client)
+        waits = _leaving(monkeypatch, events, "append", Acceptance, "accept")
+        request = agent_service_pb2.RunTurnRequest(session_id=session, turn_id="left", messages=[user_message("hello")])
+        call: Any = client.agent_stub.RunTurn(request)
+        await waits.wait()
+        call.cancel()
+
+        async def ended() -> bool:
+            listed = await client.list_turns(session_id=session)
+            return [turn_pb2.TURN_STATUS_COMPLETED] == [turn.status for turn in listed.turns]
+
+        await until(ended)
+        assert 0 == (await client.get_turn("left")).recoveries
+
+
+async def test_an_answer_whose_giver_leaves_while_it_is_being_taken_lets_the_turn_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    rules = [RULES[0], {"after_tool": True, "text": "It is sunny."}]
+    async with running_mesh(rules=rules) as mesh, mesh.client() as client:
+        turn = await client.run_turn(await session_of(client, tools=[weather_tool()]), "the weather?").result()
+        result = message_pb2.ToolResult(call_id=turn.awaited_input.requests[0].call.call_id, content="sunny")
+        waits = _leaving(monkeypatch, ownership, "claim", TurnControl, "submit")
+        submitting = asyncio.create_task(client.submit_turn_input(turn.turn_id, [result]))
+        await waits.wait()
+        submitting.cancel()
+        await asyncio.gather(submitting, return_exceptions=True)
+
+        async def ended() -> bool:
+            return (await client.get_turn(turn.turn_id)).status == turn_pb2.TURN_STATUS_COMPLETED
+
+        await until(ended)
 
 
 async def test_the_steps_of_a_turn_are_in_the_trace_of_the_call_that_began_it():
@@ -101,8 +169,7 @@ async def test_the_steps_of_a_turn_are_in_the_trace_of_the_call_that_began_it():
         session = await session_of(client, tools=[weather_tool()])
         request: Any = client.run_turn(session, "the weather?")._request
         metadata = (("traceparent", f"00-{trace}-b7ad6b7169203331-01"),)
-        events = [event async for event in client.agent_stub.RunTurn(request, metadata=metadata)]
-        turn = folded(events)
+        turn = folded([event async for event in client.agent_stub.RunTurn(request, metadata=metadata)])
 
         assert [trace] * 3 == [turn.trace_id, *(step.trace_id for step in turn.steps)]
 

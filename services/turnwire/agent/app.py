@@ -19,6 +19,7 @@ from turnwire.agent.live.peers import Peers
 from turnwire.agent.live.registry import LiveTurns
 from turnwire.agent.live.session_queue import SessionQueue
 from turnwire.agent.live.takeover import Beginning, Takeover
+from turnwire.agent.live.unbroken import Unbroken
 from turnwire.agent.live.upkeep import Upkeep
 from turnwire.agent.owner_service import TurnOwnerServicer
 from turnwire.agent.service import AgentServicer, Nouns
@@ -78,15 +79,16 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
     )
     queue = SessionQueue(settings, lease)
     live = LiveTurns(store, stubs, history, settings, lease, queue)
-    takeover = Takeover(live)
+    unbroken = Unbroken()
+    takeover = Takeover(live, unbroken)
     peers = Peers(directory)
     following = Following(store, live, takeover, peers)
     agents = Agents(store, named, settings.assistant)
-    control = TurnControl(store, live, peers)
+    control = TurnControl(store, live, peers, unbroken)
     sessions = Sessions(store, agents, control, history, named)
     upkeep = Upkeep(store, live, takeover, control, queue, sessions, settings)
     acceptance = Acceptance(
-        store, agents, named, live, control, ArtifactServiceStub(directory.channel("tool_executor"))
+        store, agents, named, live, control, ArtifactServiceStub(directory.channel("tool_executor")), unbroken
     )
     nouns = Nouns(
         agents=agents,
@@ -117,6 +119,7 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
         for task in tasks[1:]:
             task.cancel()
         await asyncio.gather(*tasks[1:], return_exceptions=True)
+        await unbroken.close()
         await acceptance.close()
         await beginning.close()
         await live.close()

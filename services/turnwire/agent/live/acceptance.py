@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from turnwire.agent.live.control import TurnControl
     from turnwire.agent.live.named import Named
     from turnwire.agent.live.registry import LiveTurns
+    from turnwire.agent.live.unbroken import Unbroken
     from turnwire.agent.turn.config import TurnConfig
     from turnwire.agent.v1 import agent_pb2, session_pb2
     from turnwire.runtime.storage import Store, Transaction
@@ -70,6 +71,7 @@ class Acceptance:
         live: LiveTurns,
         control: TurnControl,
         artifacts: ArtifactServiceStub,
+        unbroken: Unbroken,
     ) -> None:
         """Puts accepted turns among the live ones and starts them; large attachments become artifacts.
 
@@ -81,11 +83,24 @@ class Acceptance:
         self._live = live
         self._artifacts = artifacts
         self._control = control
+        self._unbroken = unbroken
         self._interrupting: set[asyncio.Task[None]] = set()
         self._locks: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def accept(self, tenant: str, request: agent_service_pb2.RunTurnRequest) -> str:
-        """Accepts a turn, or finds the one that the same request made before; returns its id."""
+        """Accepts a turn, or finds the one that the same request made before; returns its id.
+
+        A turn that is being stored when its caller leaves runs all the same.
+        """
+        return await self._unbroken.run(self._accept(tenant, request))
+
+    async def close(self) -> None:
+        """Ends what is under way; what was stored of it another process takes up."""
+        for task in self._interrupting:
+            task.cancel()
+        await asyncio.gather(*self._interrupting, return_exceptions=True)
+
+    async def _accept(self, tenant: str, request: agent_service_pb2.RunTurnRequest) -> str:
         turn_id = request.turn_id or new_id("turn")
         key = (tenant, turn_id)
         lock = self._locks[key]
@@ -96,12 +111,6 @@ class Acceptance:
             if not lock.locked():
                 self._locks.pop(key, None)
         return turn_id
-
-    async def close(self) -> None:
-        """Ends what is under way; what was stored of it another process takes up."""
-        for task in self._interrupting:
-            task.cancel()
-        await asyncio.gather(*self._interrupting, return_exceptions=True)
 
     async def _accept_once(self, tenant: str, turn_id: str, request: agent_service_pb2.RunTurnRequest) -> None:
         digest = _digest(request)

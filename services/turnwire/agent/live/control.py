@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from turnwire.agent.live.live_turn import LiveTurn
     from turnwire.agent.live.peers import Peers
     from turnwire.agent.live.registry import LiveTurns
+    from turnwire.agent.live.unbroken import Unbroken
     from turnwire.runtime.storage import Store, Transaction
 
 _log = structlog.get_logger(__name__)
@@ -34,8 +35,9 @@ _PATIENCE_SECONDS = 30.0
 class TurnControl:
     """Acts on turns, each from one caller at a time."""
 
-    def __init__(self, store: Store, live: LiveTurns, peers: Peers) -> None:
+    def __init__(self, store: Store, live: LiveTurns, peers: Peers, unbroken: Unbroken) -> None:
         """Acts on the live turns, on those that wait in the store, and through `peers` on those of other replicas."""
+        self._unbroken = unbroken
         self._store = store
         self._live = live
         self._peers = peers
@@ -46,20 +48,23 @@ class TurnControl:
         """Cancels a turn and returns when it has ended."""
         if request.allow_missing and not await self._exists_or_buried(tenant, request.turn_id):
             return agent_service_pb2.CancelTurnResponse(status=turn_pb2.TURN_STATUS_CANCELLED)
-        turn = await self._cancel(tenant, request)
+        turn = await self._unbroken.run(self._cancel(tenant, request))
         return agent_service_pb2.CancelTurnResponse(status=turn.status, calls=turn.cancelled_calls)
 
     async def submit(
         self, tenant: str, request: agent_service_pb2.SubmitTurnInputRequest
     ) -> agent_service_pb2.SubmitTurnInputResponse:
         """Takes the answers to what a turn waits for; once all are there the turn goes on."""
-        return await self._submit(tenant, request, asks=True)
+        return await self._unbroken.run(self._submit(tenant, request, asks=True))
 
     async def take_inbox(self, tenant: str, turn_id: str) -> None:
         """Takes in what lies in the inbox of a turn that this process runs, or that nobody does.
 
         Whoever put an input in looks at the log for what became of it: one that no longer fits is dropped.
         """
+        await self._unbroken.run(self._take_inbox(tenant, turn_id))
+
+    async def _take_inbox(self, tenant: str, turn_id: str) -> None:
         for entry in await self._store.read(lambda tx: inbox.of_turn(tx, tenant, turn_id)):
             try:
                 if entry.kind == CANCEL:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from turnwire.agent.live.live_turn import LiveTurn
     from turnwire.agent.live.registry import LiveTurns
     from turnwire.agent.live.session_queue import Begun, SessionQueue
+    from turnwire.agent.live.unbroken import Unbroken
 
 _log = structlog.get_logger(__name__)
 
@@ -44,25 +45,18 @@ class Beginning:
 class Takeover:
     """Takes turns over, each from one caller at a time; of several replicas one gets a turn."""
 
-    def __init__(self, live: LiveTurns) -> None:
+    def __init__(self, live: LiveTurns, unbroken: Unbroken) -> None:
         """Runs them among the live turns."""
         self._live = live
+        self._unbroken = unbroken
 
-    async def recover(self, tenant: str, turn_id: str, *, idle: bool = False) -> None:
+    async def recover(self, tenant: str, turn_id: str, *, idle_epoch: int | None = None) -> None:
         """Goes on with a turn that runs and has no owner that lives.
 
-        `idle`: this process owns it, and a defect has left it without a task.
+        `idle_epoch`: this process owns it in that epoch, and a defect has left it without a task.
         """
-        if self._live.draining or not self._live.lease.good:
-            return
-        try:
-            async with self._live.opened(tenant, turn_id) as live, live.lock:
-                if live.task is None:
-                    await self._recover(live, idle=idle)
-        except (NotOwner, NotFound):
-            _log.info("recovery_left_to_others", turn_id=turn_id)
-        except TurnwireError as error:
-            _log.warning("recovery_failed", turn_id=turn_id, error=error.message)
+        if not self._live.draining and self._live.lease.good:
+            await self._unbroken.run(self._recover(tenant, turn_id, idle_epoch))
 
     async def expire(self, tenant: str, turn_id: str) -> None:
         """Fails a turn whose pause has lasted too long."""
@@ -90,11 +84,18 @@ class Takeover:
                 self._live.take(live, begun.row, begun.events)
                 self._live.start(live, begun.config)
 
-    async def _recover(self, live: LiveTurn, *, idle: bool) -> None:
-        over_epoch = live.row.epoch if idle else None
-        outcome = await self._live.claim(live, over_epoch=over_epoch)
-        if isinstance(outcome, Claimed):
-            await self._go_on(live, released=outcome.released)
+    async def _recover(self, tenant: str, turn_id: str, idle_epoch: int | None) -> None:
+        try:
+            async with self._live.opened(tenant, turn_id) as live, live.lock:
+                if live.task is not None:
+                    return
+                outcome = await self._live.claim(live, over_epoch=idle_epoch)
+                if isinstance(outcome, Claimed):
+                    await self._go_on(live, released=outcome.released)
+        except (NotOwner, NotFound):
+            _log.info("recovery_left_to_others", turn_id=turn_id)
+        except TurnwireError as error:
+            _log.warning("recovery_failed", turn_id=turn_id, error=error.message)
 
     async def _go_on(self, live: LiveTurn, *, released: bool) -> None:
         if live.log.fold.turn.status != turn_pb2.TURN_STATUS_RUNNING:

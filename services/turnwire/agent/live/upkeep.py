@@ -48,8 +48,8 @@ class Upkeep:
         self._queue = queue
         self._sessions = sessions
         self._settings = settings
-        self._idle: frozenset[tuple[str, str]] = frozenset()
-        """Turns that the last sweep found without a process, though this one owns them."""
+        self._idle: dict[tuple[str, str], int] = {}
+        """Turns that the last sweep found without a task, though this process owns them; and in which epoch."""
         self._hint = asyncio.Event()
 
     async def recover(self) -> None:
@@ -90,12 +90,12 @@ class Upkeep:
         """Fails expired pauses, erases sessions that are not kept, forgets old request ids.
 
         A turn that a defect has left without a task goes on as after a restart. It is taken when two sweeps have found
-        it so: one that was just accepted is about to be started.
+        it so in one epoch: one that was just accepted is about to be started.
         """
         owned = await self._store.read(lambda tx: ownership.owned(tx, self._live.lease.instance_id))
-        idle_turns = frozenset(key for key in owned if not self._live.runs(*key))
-        for tenant, turn_id in idle_turns & self._idle:
-            await self._takeover.recover(tenant, turn_id, idle=True)
+        idle_turns = {key: epoch for key, epoch in owned.items() if not self._live.runs(*key)}
+        for (tenant, turn_id), epoch in idle_turns.items() & self._idle.items():
+            await self._takeover.recover(tenant, turn_id, idle_epoch=epoch)
         self._idle = idle_turns
 
         async def unit(tx: Transaction) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
