@@ -42,6 +42,7 @@ class Ran:
     notices: list[str] = field(default_factory=list[str])
     files: dict[str, bytes] = field(default_factory=dict[str, bytes])
     removed: list[str] = field(default_factory=list[str])
+    left_out: list[str] = field(default_factory=list[str])
     started: messages.RunStarted = field(default_factory=messages.RunStarted)
     finished: messages.RunFinished = field(default_factory=messages.RunFinished)
     order: list[str] = field(default_factory=list[str])
@@ -63,6 +64,8 @@ class Ran:
                 self.files[response.file.path] = before + response.file.data
             case "removed_file":
                 self.removed.append(response.removed_file)
+            case "left_out_file":
+                self.left_out.append(response.left_out_file)
             case "started":
                 self.started = response.started
             case _:

@@ -205,6 +205,7 @@ async def test_what_is_no_plain_file_or_too_much_is_left_out_and_said(box: Box):
     assert any("4 changed files" in notice and "file-8" in notice for notice in ran.notices), ran.notices
     ran = await box.run("open('large', 'wb').write(b'x' * 1_000_001)\nopen('small', 'w').write('y')")
     assert {"small": b"y"} == ran.files
+    assert ["large"] == ran.left_out
     assert any("large" in notice for notice in ran.notices)
 
 

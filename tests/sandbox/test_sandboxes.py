@@ -72,16 +72,22 @@ async def test_as_many_as_there_may_be_and_room_again_when_one_closes():
         assert "ERROR_REASON_NOT_FOUND" == _reason(failed.value)
 
 
+@pytest.mark.parametrize(("warm", "waits"), [(0, False), (1, True)])
+async def test_as_many_wait_as_there_are_to_be(warm: int, waits: bool):
+    async with running(warm=warm, preload=["json"]) as runner:
+        assert waits == bool(_inside(runner))
+        box = await runner.open()
+        assert "2" == (await box.run("1 + 1")).finished.value_repr
+        await box.close()
+        await _until(lambda: waits == bool(_inside(runner)))
+
+
 async def test_one_that_nobody_uses_is_closed_with_its_processes():
     async with running(idle_seconds=1.0, warm=0) as runner:
         box = await runner.open()
         await box.run("1")
-        # One that imported ahead when this one was opened waits beside it, and stays.
-        tops = processes.children(runner.process.pid)
-        trees = [_held([top, *processes.below(top)]) for top in tops]
-        sandboxes = [tree for tree in trees if len(tree) > 1]
-        assert sandboxes
-        await _until(lambda: any(_gone(sandbox) for sandbox in sandboxes))
+        sandbox = _held(_inside(runner))
+        await _until(lambda: _gone(sandbox))
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await box.run("1")
         assert "ERROR_REASON_NOT_FOUND" == _reason(failed.value)

@@ -68,7 +68,9 @@ async def opened(settings: SandboxSettings) -> AsyncGenerator[Sandboxes]:
         site = await asyncio.to_thread(_site, settings, folder)
         engine, first = await choose(settings, site)
         _log.info("sandbox_engine", engine=engine.name, user=first.uid)
-        sandboxes = Sandboxes(settings, site, engine, first)
+        if not settings.warm:
+            await first.close()
+        sandboxes = Sandboxes(settings, site, engine, [first] if settings.warm else [])
         try:
             sandboxes.start()
             yield sandboxes

@@ -16,7 +16,7 @@ from turnwire.sandbox_runner.engines.port import EngineUnusable
 from turnwire.sandbox_runner.pieces import Finished, Returned
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Sequence
 
     from turnwire.runtime.settings import SandboxSettings
     from turnwire.sandbox_runner.engines.port import Engine, Site
@@ -63,14 +63,14 @@ class Sandbox:
 class Sandboxes:
     """All sandboxes of a runner."""
 
-    def __init__(self, settings: SandboxSettings, site: Site, engine: Engine, first: Cage) -> None:
-        """`first` is the sandbox that the engine was tried with."""
+    def __init__(self, settings: SandboxSettings, site: Site, engine: Engine, warm: Sequence[Cage]) -> None:
+        """`warm` are those that wait already: the one that the engine was tried with."""
         self._settings = settings
         self._site = site
         self._engine = engine
         self._open: dict[Key, Sandbox] = {}
         self._opening: dict[Key, asyncio.Task[Sandbox]] = {}
-        self._warm: list[Cage] = [first]
+        self._warm = list(warm)
         self._background: set[asyncio.Task[None]] = set()
         self._filling = asyncio.Lock()
         self._closed = False
@@ -88,7 +88,8 @@ class Sandboxes:
 
     def start(self) -> None:
         """Begins to warm sandboxes and to close those that nobody uses."""
-        self._spawn(self._warm_up(self._warm[0]))
+        for cage in self._warm:
+            self._spawn(self._warm_up(cage))
         self._spawn(self._close_idle())
 
     async def open(self, key: Key) -> Sandbox:
