@@ -89,7 +89,7 @@ from turnwire.errors.states import (
     TurnNotAwaitingInput,
     WeightsMissing,
 )
-from turnwire.errors.wire import from_failure, from_rpc_error, from_status, status_of
+from turnwire.errors.wire import from_failure, from_rpc_error, from_status, may_have_arrived, status_of
 
 __all__ = [
     "DOMAIN",
@@ -143,5 +143,6 @@ __all__ = [
     "from_failure",
     "from_rpc_error",
     "from_status",
+    "may_have_arrived",
     "status_of",
 ]

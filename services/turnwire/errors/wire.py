@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _DETAILS_KEY = "grpc-status-details-bin"
+_CUT = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+    }
+)
+_NOT_CONNECTED = "failed to connect to all addresses"
+"""How gRPC begins what it says of a call that found no connection; it has no code of its own for that."""
 _CODES: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -93,6 +104,19 @@ def from_rpc_error(error: grpc.RpcError, *, service: str, address: str = "") -> 
     if restored is not None:
         return restored
     return _plain(failed.code(), shortened(failed.details() or "", 300), service, address)
+
+
+def may_have_arrived(error: grpc.RpcError) -> bool:
+    """True for a failed call that its service may have begun with: it was cut, or nothing was heard of it in time.
+
+    False where the service itself refused it, and where there was no connection to send it over.
+    """
+    if isinstance(error, TurnwireError):
+        return False  # the channel's own interceptor raised it
+    failed = cast("grpc.aio.AioRpcError", error)
+    if status_of(failed.trailing_metadata()) is not None or failed.code() not in _CUT:
+        return False
+    return not (failed.details() or "").startswith(_NOT_CONNECTED)
 
 
 def _plain(code: grpc.StatusCode, details: str, service: str, address: str) -> TurnwireError:

@@ -114,6 +114,7 @@ class Named:
         request = tool_service_pb2.GetToolRequest(tool_id=tool.tool_id)
         response = await _asked(self.tools.GetTool(request, timeout=_TIMEOUT_SECONDS), "tool_executor")
         tool.definition.CopyFrom(response.tool.definition)
+        tool.idempotent = response.tool.idempotent
 
     async def _shield(self, shield_id: str) -> None:
         request = shield_service_pb2.GetShieldRequest(shield_id=shield_id)

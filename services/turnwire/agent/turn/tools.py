@@ -17,7 +17,7 @@ from turnwire.agent.turn.together import together
 from turnwire.agent.turn.transcript import excerpts
 from turnwire.agent.v1 import agent_pb2, event_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2, message_pb2
-from turnwire.errors import TurnwireError, from_rpc_error
+from turnwire.errors import TurnwireError, from_rpc_error, may_have_arrived
 from turnwire.runtime.channels import upstream
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
 
@@ -74,6 +74,8 @@ class ToolStep:
         self._screening = screening
         self._commit = commit
         self._epoch = epoch
+        self._begun: set[str] = set()
+        """Calls that the executor may have begun, as far as is known here."""
 
     async def run(self, turn: turn_pb2.Turn, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
         """Runs all calls that have no result; their events are committed when it returns."""
@@ -98,7 +100,9 @@ class ToolStep:
     async def _one(self, turn: turn_pb2.Turn, step: step_pb2.Step, execution: step_pb2.ToolExecution) -> None:
         call = message_pb2.ToolCall()
         call.CopyFrom(execution.call)
-        if not execution.HasField("start_time"):
+        if execution.HasField("start_time"):
+            self._begun.add(call.call_id)  # an owner before this one may have asked for it
+        else:
             started = event_pb2.ToolCallStarted(call_id=call.call_id)
             await self._commit([draft(turn.turn_id, "tool_call_started", started, step.step_id)])
         result = await self._result(turn, step, call)
@@ -124,14 +128,29 @@ class ToolStep:
             except grpc.RpcError as raised:
                 service = "memory" if tool.WhichOneof("tool") == "memory_search" else "tool_executor"
                 error = from_rpc_error(raised, service=service)
+                if may_have_arrived(raised):
+                    self._begun.add(call.call_id)
             except TurnwireError as raised:
                 error = raised
             if not passes(error) or attempt >= _TRIES:
-                return failed_result(call, error.reason, error.message, {"tool": call.name, **error.metadata})
+                return self._unanswered(tool, call, error)
             await asyncio.sleep(min(2.0, delay_of(error, min(attempt, 2))))
             attempt += 1
             again = event_pb2.StepProgress(done=attempt, total=_TRIES, unit=_ATTEMPTS, call_id=call.call_id)
             await self._commit([draft(turn.turn_id, "step_progress", again, step.step_id)])
+
+    def _unanswered(
+        self, tool: agent_pb2.AgentTool, call: message_pb2.ToolCall, error: TurnwireError
+    ) -> message_pb2.ToolResult:
+        """The result of a call that no answer came to: it failed, unless it may have had effects."""
+        metadata = {"tool": call.name, "call_id": call.call_id, **error.metadata}
+        if tool.WhichOneof("tool") != "registered" or tool.registered.idempotent or call.call_id not in self._begun:
+            return failed_result(call, error.reason, error.message, metadata)
+        message = (
+            f"What {call.name} did is not known: {error.message} It is not repeated by itself; look at what it may have"
+            " done."
+        )
+        return failed_result(call, error_pb2.ERROR_REASON_OUTCOME_UNKNOWN, message, metadata)
 
     async def _executed(
         self, turn: turn_pb2.Turn, step: step_pb2.Step, tool: agent_pb2.AgentTool, call: message_pb2.ToolCall
@@ -153,6 +172,7 @@ class ToolStep:
         stream = self._executor.ExecuteTool(request, timeout=seconds)
         async with upstream(stream):
             async for response in stream:
+                self._begun.add(call.call_id)
                 match response.WhichOneof("payload"):
                     case "output" if not held:
                         self._writer.delta(

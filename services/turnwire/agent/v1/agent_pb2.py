@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from turnwire.common.v1 import generation_pb2 as turnwire_dot_common_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dturnwire/agent/v1/agent.proto\x12\x11turnwire.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#turnwire/common/v1/generation.proto\"\xf5\x05\n\x0b\x41gentConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cinstructions\x18\x02 \x01(\t\x12\x43\n\x13sampling_parameters\x18\x03 \x01(\x0b\x32&.turnwire.common.v1.SamplingParameters\x12+\n\x05tools\x18\x04 \x03(\x0b\x32\x1c.turnwire.agent.v1.AgentTool\x12\x33\n\x0btool_choice\x18\x05 \x01(\x0b\x32\x1e.turnwire.common.v1.ToolChoice\x12@\n\x12tool_prompt_format\x18\x06 \x01(\x0e\x32$.turnwire.common.v1.ToolPromptFormat\x12\x15\n\rinput_shields\x18\x07 \x03(\t\x12\x16\n\x0eoutput_shields\x18\x08 \x03(\t\x12\x1b\n\x0emax_iterations\x18\t \x01(\x05H\x00\x88\x01\x01\x12\'\n\x1a\x65nable_session_persistence\x18\n \x01(\x08H\x01\x88\x01\x01\x12;\n\x0fresponse_format\x18\x0b \x01(\x0b\x32\".turnwire.common.v1.ResponseFormat\x12\x35\n\tretrieval\x18\x0c \x01(\x0b\x32\".turnwire.agent.v1.RetrievalConfig\x12-\n\x06limits\x18\r \x01(\x0b\x32\x1d.turnwire.agent.v1.TurnLimits\x12\x45\n\x15shield_failure_policy\x18\x0e \x01(\x0e\x32&.turnwire.agent.v1.ShieldFailurePolicy\x12G\n\x16unknown_outcome_policy\x18\x0f \x01(\x0e\x32\'.turnwire.agent.v1.UnknownOutcomePolicyB\x11\n\x0f_max_iterationsB\x1d\n\x1b_enable_session_persistence\"\x84\x03\n\tAgentTool\x12\x33\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x1f.turnwire.agent.v1.FunctionToolH\x00\x12\x37\n\nregistered\x18\x02 \x01(\x0b\x32!.turnwire.agent.v1.RegisteredToolH\x00\x12<\n\rmemory_search\x18\x03 \x01(\x0b\x32#.turnwire.agent.v1.MemorySearchToolH\x00\x12\x30\n\x05\x61gent\x18\x04 \x01(\x0b\x32\x1f.turnwire.agent.v1.SubAgentToolH\x00\x12\x15\n\rinput_shields\x18\n \x03(\t\x12\x16\n\x0eoutput_shields\x18\x0b \x03(\t\x12\x33\n\x08\x61pproval\x18\x0c \x01(\x0e\x32!.turnwire.agent.v1.ApprovalPolicy\x12-\n\x06limits\x18\r \x01(\x0b\x32\x1d.turnwire.agent.v1.ToolLimitsB\x06\n\x04tool\"F\n\x0c\x46unctionTool\x12\x36\n\ndefinition\x18\x01 \x01(\x0b\x32\".turnwire.common.v1.ToolDefinition\"Y\n\x0eRegisteredTool\x12\x0f\n\x07tool_id\x18\x01 \x01(\t\x12\x36\n\ndefinition\x18\x02 \x01(\x0b\x32\".turnwire.common.v1.ToolDefinition\"F\n\x10MemorySearchTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61nk_ids\x18\x02 \x03(\t\x12\x12\n\nmax_chunks\x18\x03 \x01(\x05\"C\n\x0cSubAgentTool\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xbd\x01\n\nToolLimits\x12*\n\x07\x63onnect\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nfirst_byte\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07silence\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xed\x01\n\x0fRetrievalConfig\x12\x10\n\x08\x62\x61nk_ids\x18\x01 \x03(\t\x12:\n\x06joined\x18\x02 \x01(\x0b\x32(.turnwire.agent.v1.DefaultQueryGeneratorH\x00\x12\x33\n\x03llm\x18\x03 \x01(\x0b\x32$.turnwire.agent.v1.LlmQueryGeneratorH\x00\x12\x1d\n\x15max_tokens_in_context\x18\x04 \x01(\x05\x12\x12\n\nmax_chunks\x18\x05 \x01(\x05\x12\x11\n\tmin_score\x18\x06 \x01(\x01\x42\x11\n\x0fquery_generator\"*\n\x15\x44\x65\x66\x61ultQueryGenerator\x12\x11\n\tseparator\x18\x01 \x01(\t\"4\n\x11LlmQueryGenerator\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08template\x18\x02 \x01(\t\"\xe4\x01\n\nTurnLimits\x12.\n\x0b\x61\x63tive_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0ctotal_tokens\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bmodel_calls\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\ntool_calls\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0b\x63ost_micros\x18\x05 \x01(\x03H\x03\x88\x01\x01\x42\x0f\n\r_total_tokensB\x0e\n\x0c_model_callsB\r\n\x0b_tool_callsB\x0e\n\x0c_cost_micros\"\xd8\x02\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1e.turnwire.agent.v1.AgentConfig\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\x38\n\x08metadata\x18\x07 \x03(\x0b\x32&.turnwire.agent.v1.Agent.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*h\n\x0e\x41pprovalPolicy\x12\x1f\n\x1b\x41PPROVAL_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41PPROVAL_POLICY_NEVER\x10\x01\x12\x1a\n\x16\x41PPROVAL_POLICY_ALWAYS\x10\x02*~\n\x13ShieldFailurePolicy\x12%\n!SHIELD_FAILURE_POLICY_UNSPECIFIED\x10\x00\x12 \n\x1cSHIELD_FAILURE_POLICY_CLOSED\x10\x01\x12\x1e\n\x1aSHIELD_FAILURE_POLICY_OPEN\x10\x02*\x85\x01\n\x14UnknownOutcomePolicy\x12&\n\"UNKNOWN_OUTCOME_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUNKNOWN_OUTCOME_POLICY_ASK\x10\x01\x12%\n!UNKNOWN_OUTCOME_POLICY_TELL_MODEL\x10\x02\x42H\n\x15\x64\x65v.turnwire.agent.v1P\x01Z-turnwire.dev/protos/turnwire/agent/v1;agentv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dturnwire/agent/v1/agent.proto\x12\x11turnwire.agent.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a#turnwire/common/v1/generation.proto\"\xf5\x05\n\x0b\x41gentConfig\x12\r\n\x05model\x18\x01 \x01(\t\x12\x14\n\x0cinstructions\x18\x02 \x01(\t\x12\x43\n\x13sampling_parameters\x18\x03 \x01(\x0b\x32&.turnwire.common.v1.SamplingParameters\x12+\n\x05tools\x18\x04 \x03(\x0b\x32\x1c.turnwire.agent.v1.AgentTool\x12\x33\n\x0btool_choice\x18\x05 \x01(\x0b\x32\x1e.turnwire.common.v1.ToolChoice\x12@\n\x12tool_prompt_format\x18\x06 \x01(\x0e\x32$.turnwire.common.v1.ToolPromptFormat\x12\x15\n\rinput_shields\x18\x07 \x03(\t\x12\x16\n\x0eoutput_shields\x18\x08 \x03(\t\x12\x1b\n\x0emax_iterations\x18\t \x01(\x05H\x00\x88\x01\x01\x12\'\n\x1a\x65nable_session_persistence\x18\n \x01(\x08H\x01\x88\x01\x01\x12;\n\x0fresponse_format\x18\x0b \x01(\x0b\x32\".turnwire.common.v1.ResponseFormat\x12\x35\n\tretrieval\x18\x0c \x01(\x0b\x32\".turnwire.agent.v1.RetrievalConfig\x12-\n\x06limits\x18\r \x01(\x0b\x32\x1d.turnwire.agent.v1.TurnLimits\x12\x45\n\x15shield_failure_policy\x18\x0e \x01(\x0e\x32&.turnwire.agent.v1.ShieldFailurePolicy\x12G\n\x16unknown_outcome_policy\x18\x0f \x01(\x0e\x32\'.turnwire.agent.v1.UnknownOutcomePolicyB\x11\n\x0f_max_iterationsB\x1d\n\x1b_enable_session_persistence\"\x84\x03\n\tAgentTool\x12\x33\n\x08\x66unction\x18\x01 \x01(\x0b\x32\x1f.turnwire.agent.v1.FunctionToolH\x00\x12\x37\n\nregistered\x18\x02 \x01(\x0b\x32!.turnwire.agent.v1.RegisteredToolH\x00\x12<\n\rmemory_search\x18\x03 \x01(\x0b\x32#.turnwire.agent.v1.MemorySearchToolH\x00\x12\x30\n\x05\x61gent\x18\x04 \x01(\x0b\x32\x1f.turnwire.agent.v1.SubAgentToolH\x00\x12\x15\n\rinput_shields\x18\n \x03(\t\x12\x16\n\x0eoutput_shields\x18\x0b \x03(\t\x12\x33\n\x08\x61pproval\x18\x0c \x01(\x0e\x32!.turnwire.agent.v1.ApprovalPolicy\x12-\n\x06limits\x18\r \x01(\x0b\x32\x1d.turnwire.agent.v1.ToolLimitsB\x06\n\x04tool\"F\n\x0c\x46unctionTool\x12\x36\n\ndefinition\x18\x01 \x01(\x0b\x32\".turnwire.common.v1.ToolDefinition\"m\n\x0eRegisteredTool\x12\x0f\n\x07tool_id\x18\x01 \x01(\t\x12\x36\n\ndefinition\x18\x02 \x01(\x0b\x32\".turnwire.common.v1.ToolDefinition\x12\x12\n\nidempotent\x18\x03 \x01(\x08\"F\n\x10MemorySearchTool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08\x62\x61nk_ids\x18\x02 \x03(\t\x12\x12\n\nmax_chunks\x18\x03 \x01(\x05\"C\n\x0cSubAgentTool\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\"\xbd\x01\n\nToolLimits\x12*\n\x07\x63onnect\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nfirst_byte\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07silence\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12(\n\x05total\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xed\x01\n\x0fRetrievalConfig\x12\x10\n\x08\x62\x61nk_ids\x18\x01 \x03(\t\x12:\n\x06joined\x18\x02 \x01(\x0b\x32(.turnwire.agent.v1.DefaultQueryGeneratorH\x00\x12\x33\n\x03llm\x18\x03 \x01(\x0b\x32$.turnwire.agent.v1.LlmQueryGeneratorH\x00\x12\x1d\n\x15max_tokens_in_context\x18\x04 \x01(\x05\x12\x12\n\nmax_chunks\x18\x05 \x01(\x05\x12\x11\n\tmin_score\x18\x06 \x01(\x01\x42\x11\n\x0fquery_generator\"*\n\x15\x44\x65\x66\x61ultQueryGenerator\x12\x11\n\tseparator\x18\x01 \x01(\t\"4\n\x11LlmQueryGenerator\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08template\x18\x02 \x01(\t\"\xe4\x01\n\nTurnLimits\x12.\n\x0b\x61\x63tive_time\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0ctotal_tokens\x18\x02 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0bmodel_calls\x18\x03 \x01(\x05H\x01\x88\x01\x01\x12\x17\n\ntool_calls\x18\x04 \x01(\x05H\x02\x88\x01\x01\x12\x18\n\x0b\x63ost_micros\x18\x05 \x01(\x03H\x03\x88\x01\x01\x42\x0f\n\r_total_tokensB\x0e\n\x0c_model_callsB\r\n\x0b_tool_callsB\x0e\n\x0c_cost_micros\"\xd8\x02\n\x05\x41gent\x12\x10\n\x08\x61gent_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12.\n\x06\x63onfig\x18\x04 \x01(\x0b\x32\x1e.turnwire.agent.v1.AgentConfig\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\x12\x38\n\x08metadata\x18\x07 \x03(\x0b\x32&.turnwire.agent.v1.Agent.MetadataEntry\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*h\n\x0e\x41pprovalPolicy\x12\x1f\n\x1b\x41PPROVAL_POLICY_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41PPROVAL_POLICY_NEVER\x10\x01\x12\x1a\n\x16\x41PPROVAL_POLICY_ALWAYS\x10\x02*~\n\x13ShieldFailurePolicy\x12%\n!SHIELD_FAILURE_POLICY_UNSPECIFIED\x10\x00\x12 \n\x1cSHIELD_FAILURE_POLICY_CLOSED\x10\x01\x12\x1e\n\x1aSHIELD_FAILURE_POLICY_OPEN\x10\x02*\x85\x01\n\x14UnknownOutcomePolicy\x12&\n\"UNKNOWN_OUTCOME_POLICY_UNSPECIFIED\x10\x00\x12\x1e\n\x1aUNKNOWN_OUTCOME_POLICY_ASK\x10\x01\x12%\n!UNKNOWN_OUTCOME_POLICY_TELL_MODEL\x10\x02\x42H\n\x15\x64\x65v.turnwire.agent.v1P\x01Z-turnwire.dev/protos/turnwire/agent/v1;agentv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\025dev.turnwire.agent.v1P\001Z-turnwire.dev/protos/turnwire/agent/v1;agentv1'
   _globals['_AGENT_METADATAENTRY']._loaded_options = None
   _globals['_AGENT_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_APPROVALPOLICY']._serialized_start=2717
-  _globals['_APPROVALPOLICY']._serialized_end=2821
-  _globals['_SHIELDFAILUREPOLICY']._serialized_start=2823
-  _globals['_SHIELDFAILUREPOLICY']._serialized_end=2949
-  _globals['_UNKNOWNOUTCOMEPOLICY']._serialized_start=2952
-  _globals['_UNKNOWNOUTCOMEPOLICY']._serialized_end=3085
+  _globals['_APPROVALPOLICY']._serialized_start=2737
+  _globals['_APPROVALPOLICY']._serialized_end=2841
+  _globals['_SHIELDFAILUREPOLICY']._serialized_start=2843
+  _globals['_SHIELDFAILUREPOLICY']._serialized_end=2969
+  _globals['_UNKNOWNOUTCOMEPOLICY']._serialized_start=2972
+  _globals['_UNKNOWNOUTCOMEPOLICY']._serialized_end=3105
   _globals['_AGENTCONFIG']._serialized_start=155
   _globals['_AGENTCONFIG']._serialized_end=912
   _globals['_AGENTTOOL']._serialized_start=915
@@ -50,23 +50,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FUNCTIONTOOL']._serialized_start=1305
   _globals['_FUNCTIONTOOL']._serialized_end=1375
   _globals['_REGISTEREDTOOL']._serialized_start=1377
-  _globals['_REGISTEREDTOOL']._serialized_end=1466
-  _globals['_MEMORYSEARCHTOOL']._serialized_start=1468
-  _globals['_MEMORYSEARCHTOOL']._serialized_end=1538
-  _globals['_SUBAGENTTOOL']._serialized_start=1540
-  _globals['_SUBAGENTTOOL']._serialized_end=1607
-  _globals['_TOOLLIMITS']._serialized_start=1610
-  _globals['_TOOLLIMITS']._serialized_end=1799
-  _globals['_RETRIEVALCONFIG']._serialized_start=1802
-  _globals['_RETRIEVALCONFIG']._serialized_end=2039
-  _globals['_DEFAULTQUERYGENERATOR']._serialized_start=2041
-  _globals['_DEFAULTQUERYGENERATOR']._serialized_end=2083
-  _globals['_LLMQUERYGENERATOR']._serialized_start=2085
-  _globals['_LLMQUERYGENERATOR']._serialized_end=2137
-  _globals['_TURNLIMITS']._serialized_start=2140
-  _globals['_TURNLIMITS']._serialized_end=2368
-  _globals['_AGENT']._serialized_start=2371
-  _globals['_AGENT']._serialized_end=2715
-  _globals['_AGENT_METADATAENTRY']._serialized_start=2668
-  _globals['_AGENT_METADATAENTRY']._serialized_end=2715
+  _globals['_REGISTEREDTOOL']._serialized_end=1486
+  _globals['_MEMORYSEARCHTOOL']._serialized_start=1488
+  _globals['_MEMORYSEARCHTOOL']._serialized_end=1558
+  _globals['_SUBAGENTTOOL']._serialized_start=1560
+  _globals['_SUBAGENTTOOL']._serialized_end=1627
+  _globals['_TOOLLIMITS']._serialized_start=1630
+  _globals['_TOOLLIMITS']._serialized_end=1819
+  _globals['_RETRIEVALCONFIG']._serialized_start=1822
+  _globals['_RETRIEVALCONFIG']._serialized_end=2059
+  _globals['_DEFAULTQUERYGENERATOR']._serialized_start=2061
+  _globals['_DEFAULTQUERYGENERATOR']._serialized_end=2103
+  _globals['_LLMQUERYGENERATOR']._serialized_start=2105
+  _globals['_LLMQUERYGENERATOR']._serialized_end=2157
+  _globals['_TURNLIMITS']._serialized_start=2160
+  _globals['_TURNLIMITS']._serialized_end=2388
+  _globals['_AGENT']._serialized_start=2391
+  _globals['_AGENT']._serialized_end=2735
+  _globals['_AGENT_METADATAENTRY']._serialized_start=2688
+  _globals['_AGENT_METADATAENTRY']._serialized_end=2735
 # @@protoc_insertion_point(module_scope)

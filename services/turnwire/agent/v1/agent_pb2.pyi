@@ -297,8 +297,11 @@ class RegisteredTool(_message.Message):
 
     TOOL_ID_FIELD_NUMBER: _builtins.int
     DEFINITION_FIELD_NUMBER: _builtins.int
+    IDEMPOTENT_FIELD_NUMBER: _builtins.int
     tool_id: _builtins.str
     """Its id there, as `code_interpreter`. Required."""
+    idempotent: _builtins.bool
+    """True when running it twice does what running it once does. Set and ignored as `definition`."""
     @_builtins.property
     def definition(self) -> _generation_pb2.ToolDefinition:
         """What the model reads of it. Set where a turn has pinned it; ignored in requests."""
@@ -308,10 +311,11 @@ class RegisteredTool(_message.Message):
         *,
         tool_id: _builtins.str = ...,
         definition: _generation_pb2.ToolDefinition | None = ...,
+        idempotent: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "tool_id", b"tool_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["definition", b"definition", "idempotent", b"idempotent", "tool_id", b"tool_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
