@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tool_executor.calling import DISPATCHED, PREPARED, SUCCEEDED
+from tests.tool_executor.calling import CANCELLED, DISPATCHED, PREPARED, SUCCEEDED, UNKNOWN
 from turnwire.common.v1 import message_pb2
+from turnwire.errors import ResourceInUse
 from turnwire.runtime.storage import SqliteStore
 from turnwire.tool_executor.journal import Ask, Journal
 from turnwire.tool_executor.store.schema import SCHEMA
@@ -30,8 +31,8 @@ async def _store(folder: Path) -> AsyncGenerator[SqliteStore]:
         await store.close()
 
 
-def _ask(call_id: str = "call_1") -> Ask:
-    return Ask(("t", "turn_1", call_id), "photogen", "{}", "sess_1", owner_epoch=1, retry_of="")
+def _ask(call_id: str = "call_1", *, retry_of: str = "") -> Ask:
+    return Ask(("t", "turn_1", call_id), "photogen", "{}", "sess_1", owner_epoch=1, retry_of=retry_of)
 
 
 async def _claimed(journal: Journal, call_id: str = "call_1", *, idempotent: bool = False) -> bool:
@@ -84,6 +85,25 @@ async def test_a_call_that_somebody_wants_stopped_elsewhere_is_not_sent_any_more
 
         assert (True, PREPARED) == (seen.elsewhere, seen.row.state)
         assert [KEY] == await first.to_stop()
+        assert not await first.dispatched(KEY)
+
+
+@pytest.mark.parametrize("sent", [False, True], ids=["prepared", "sent"])
+async def test_a_call_is_repeated_when_the_process_that_had_it_is_gone_and_not_before(tmp_path: Path, *, sent: bool):
+    async with _store(tmp_path) as store:
+        first, second = Journal(store, "first"), Journal(store, "second")
+        await first.hold(60.0)
+        assert await _claimed(first)
+        assert not sent or await first.dispatched(KEY)
+        again = _ask("call_2", retry_of="call_1")
+        for journal in (first, second):
+            with pytest.raises(ResourceInUse, match="it still runs"):
+                await journal.claim(again, tool_id="photogen", idempotent=False)
+        await first.hold(0.0)
+        _, ours = await second.claim(again, tool_id="photogen", idempotent=False)
+
+        assert ours
+        assert (UNKNOWN if sent else CANCELLED) == (await second.get(KEY)).state
         assert not await first.dispatched(KEY)
 
 

@@ -134,7 +134,7 @@ class Journal:
             await _fenced(tx, ask.key, ask.owner_epoch)
             row = await stored.get(tx, ask.key)
             if row is None:
-                await _check_retry(tx, ask)
+                await self._check_retry(tx, ask)
                 row = self._prepared(ask, tool_id, idempotent=idempotent)
                 await stored.insert(tx, row)
                 return Seen(row, elsewhere=False), True
@@ -326,6 +326,20 @@ class Journal:
     async def _is_elsewhere(self, tx: Transaction, row: ExecutionRow) -> bool:
         return not row.ended and row.executor != self._executor and await executors.alive(tx, row.executor)
 
+    async def _check_retry(self, tx: Transaction, ask: Ask) -> None:
+        """Refuses to repeat what has not ended: it would run twice at once. What a process has left ends here."""
+        earlier = await stored.get(tx, (*ask.key[:2], ask.retry_of)) if ask.retry_of else None
+        if earlier is None or earlier.ended:
+            return
+        if earlier.executor == self._executor or await executors.alive(tx, earlier.executor):
+            raise ResourceInUse("execution", ask.retry_of, used_by="the tool: it still runs")
+        seen = await self._seen(tx, earlier)
+        if not seen.row.ended:
+            # It was not sent, or may be repeated; it is no longer, since another call has taken its place.
+            result = stopped(earlier.call_id, earlier.tool_id).SerializeToString()
+            cancelled = execution_pb2.EXECUTION_STATE_CANCELLED
+            await stored.ended(tx, earlier.key, earlier.executor, cancelled, result)
+
     def _prepared(self, ask: Ask, tool_id: str, *, idempotent: bool) -> ExecutionRow:
         return ExecutionRow(
             *ask.key,
@@ -397,13 +411,6 @@ def _check_same(row: ExecutionRow, ask: Ask) -> None:
     # What was cancelled before it came has no digest: whatever it was, it never runs.
     if row.request_digest not in {"", ask.digest}:
         raise IdempotencyConflict("call_id", row.call_id)
-
-
-async def _check_retry(tx: Transaction, ask: Ask) -> None:
-    """Refuses to repeat what has not ended: it would run twice at once."""
-    earlier = await stored.get(tx, (*ask.key[:2], ask.retry_of)) if ask.retry_of else None
-    if earlier is not None and not earlier.ended:
-        raise ResourceInUse("execution", ask.retry_of, used_by="the tool: it still runs")
 
 
 def _state_of(result: message_pb2.ToolResult) -> State.ValueType:
