@@ -6,10 +6,12 @@ import hashlib
 import os
 import re
 import tracemalloc
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from botocore.exceptions import ClientError
 
 from tests.tool_executor.calling import CODE, SECRET, calling
 from turnwire.cli.checks import state
@@ -18,7 +20,7 @@ from turnwire.runtime.settings import ArtifactSettings, Settings
 from turnwire.runtime.storage import SqliteStore
 from turnwire.testing.mesh import running_mesh
 from turnwire.testing.object_store import BUCKET, SECRET_KEY, running_object_store
-from turnwire.tool_executor.artifacts import Artifacts
+from turnwire.tool_executor.artifacts import Artifacts, s3
 from turnwire.tool_executor.artifacts.s3 import PART, S3Blobs
 from turnwire.tool_executor.store.schema import SCHEMA
 
@@ -44,6 +46,11 @@ def _keys(store: ObjectStore, place: dict[str, str]) -> list[str]:
 
 def _put(store: ObjectStore, place: dict[str, str], key: str, body: bytes) -> None:
     store.client().put_object(Bucket=BUCKET, Key=_prefix(place) + key, Body=body)
+
+
+def _uploads(store: ObjectStore, place: dict[str, str]) -> list[Any]:
+    found = store.client().list_multipart_uploads(Bucket=BUCKET, Prefix=_prefix(place))
+    return list(found.get("Uploads", []))
 
 
 async def _opened(stack: AsyncExitStack, settings: dict[str, str]) -> S3Blobs:
@@ -131,7 +138,7 @@ async def test_nothing_is_left_of_an_upload_but_its_content(object_store: Object
         await dropped.discard()
 
     assert [CONTENT] == _keys(object_store, place)
-    assert not object_store.client().list_multipart_uploads(Bucket=BUCKET, Prefix=_prefix(place)).get("Uploads")
+    assert [] == _uploads(object_store, place)
 
 
 async def test_a_content_that_was_altered_is_never_had_whole(object_store: ObjectStore, tmp_path: Path):
@@ -174,21 +181,80 @@ async def test_a_content_that_a_replica_takes_while_it_is_removed_is_put_back(ob
     assert [CONTENT] == _keys(object_store, place)
 
 
-async def test_a_removal_that_was_cut_is_ended_by_the_sweep(object_store: ObjectStore):
+async def test_what_processes_that_died_left_half_done_is_ended_once_nobody_can_be_at_it(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+):
     place = object_store.settings()
     other = hashlib.sha256(b"other").hexdigest()
-    _put(object_store, place, f"removed/=t/{SHA256}/1", DATA)
-    _put(object_store, place, f"removed/=t/{other}/1", b"other")
-    _put(object_store, place, "drafts/young", b"of a writer that lives")
+    removed = [f"removed/=t/{SHA256}/1", f"removed/=t/{other}/1"]
+    _put(object_store, place, removed[0], DATA)
+    _put(object_store, place, removed[1], b"other")
 
     async def used(tenant: str, sha256: str) -> bool:
         return (tenant, sha256) == ("t", SHA256)
 
     async with AsyncExitStack() as stack:
         blobs = await _opened(stack, place)
+        whole, cut = await blobs.draft(), await blobs.draft()
+        for draft in (whole, cut):
+            await draft.write(DATA)
+        await whole.keep("t", other)
+        await blobs.tidy(used)
+        # What is used is there again; everything else may have somebody who is at it still.
+        young = _keys(object_store, place)
+        assert 1 == len(_uploads(object_store, place))
+        monkeypatch.setattr(s3, "ABANDONED", -timedelta(minutes=1))
         await blobs.tidy(used)
 
-    assert [CONTENT, "drafts/young"] == _keys(object_store, place)
+    drafts = [key for key in young if key.startswith("drafts/")]
+    assert 1 == len(drafts)
+    assert sorted([CONTENT, f"contents/=t/{other}", *drafts, *removed]) == young
+    assert sorted([CONTENT, f"contents/=t/{other}"]) == _keys(object_store, place)
+    assert [] == _uploads(object_store, place)
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["done", "lost"])
+async def test_an_upload_that_is_not_there_any_more_has_ended_well_if_its_object_is_there(
+    object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch, done: bool
+):
+    place = object_store.settings()
+    async with AsyncExitStack() as stack:
+        blobs = await _opened(stack, place)
+        draft = await blobs.draft()
+        stack.push_async_callback(draft.discard)
+        await draft.write(DATA)
+        complete: Any = blobs.client.complete_multipart_upload
+
+        async def ended(**given: Any) -> None:
+            # As some stores answer the client's second try, the answer to the first being lost.
+            if done:
+                await complete(**given)
+            raise ClientError({"Error": {"Code": "NoSuchUpload"}}, "CompleteMultipartUpload")
+
+        monkeypatch.setattr(blobs.client, "complete_multipart_upload", ended)
+        with nullcontext() if done else pytest.raises(ArtifactStoreUnavailable, match="NoSuchUpload"):
+            await draft.keep("t", SHA256)
+
+    assert ([CONTENT] if done else []) == _keys(object_store, place)
+
+
+async def test_a_file_that_is_kept_is_given_back_whether_its_draft_can_be_removed_or_not(
+    object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    place = object_store.settings()
+
+    async def away(key: str) -> None:
+        raise ArtifactStoreUnavailable("the store", "it is away", "Try again")
+
+    async with AsyncExitStack() as stack:
+        blobs = await _opened(stack, place)
+        store = await SqliteStore.open(tmp_path / "store.sqlite3", SCHEMA)
+        stack.push_async_callback(store.close)
+        monkeypatch.setattr(blobs, "remove", away)
+        kept = await Artifacts(store, blobs, ArtifactSettings()).keep("t", "large", DATA)
+
+    assert SHA256 == kept.sha256
+    assert CONTENT in _keys(object_store, place)
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote, urlsplit
 
+import structlog
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import ClientError
 
+from turnwire.errors import ArtifactStoreUnavailable
 from turnwire.tool_executor.artifacts.s3_failures import missing, told
 
 if TYPE_CHECKING:
@@ -28,11 +30,12 @@ if TYPE_CHECKING:
 
     from turnwire.runtime.settings import ArtifactSettings
 
+_log = structlog.get_logger(__name__)
 PART = 8 * 1024 * 1024
 """A draft holds at most so much in memory, and what one write brings."""
 _PIECE = 256 * 1024
-_ABANDONED = timedelta(days=1)
-"""A draft of that age has no writer any more: an upload is a call, and calls are shorter."""
+ABANDONED = timedelta(days=1)
+"""A draft of that age has no writer any more, and a removal no process that ends it: calls are shorter."""
 _HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -129,7 +132,9 @@ class S3Blobs:
             if not await self.copied(key, removed):
                 return
             await self.client.delete_object(Bucket=self.bucket, Key=key)
-        await self._settle(removed, key, await is_used())
+        if await is_used():
+            await self._put_back(removed, key)
+        await self.remove(removed)
 
     async def listed(self) -> Sequence[tuple[str, str]]:
         """Returns (tenant, hash) of all that is there."""
@@ -142,14 +147,18 @@ class S3Blobs:
 
     async def tidy(self, is_used: Callable[[str, str], Awaitable[bool]]) -> None:
         """Removes drafts without a writer, and ends removals that were cut."""
-        oldest = datetime.now(UTC) - _ABANDONED
+        oldest = datetime.now(UTC) - ABANDONED
         async for key, changed in self._keys("drafts/"):
             if changed < oldest:
                 await self.remove(f"{self._prefix}drafts/{key}")
-        async for key, _ in self._keys("removed/"):
+        async for key, changed in self._keys("removed/"):
             folder, sha256, _ = key.split("/")
-            tenant = _tenant_of(folder)
-            await self._settle(f"{self._prefix}removed/{key}", self.key(tenant, sha256), await is_used(tenant, sha256))
+            tenant, removed = _tenant_of(folder), f"{self._prefix}removed/{key}"
+            if await is_used(tenant, sha256):
+                await self._put_back(removed, self.key(tenant, sha256))
+            # A young one may be of a removal that goes on elsewhere, and that has yet to put it back.
+            if changed < oldest:
+                await self.remove(removed)
         with told(self.where):
             pages = self.client.get_paginator("list_multipart_uploads")
             async for page in pages.paginate(Bucket=self.bucket, Prefix=f"{self._prefix}drafts/"):
@@ -197,11 +206,10 @@ class S3Blobs:
         with told(self.where):
             await self.client.delete_object(Bucket=self.bucket, Key=key)
 
-    async def _settle(self, removed: str, key: str, used: bool) -> None:
+    async def _put_back(self, removed: str, key: str) -> None:
         with told(self.where):
-            if used and not await self.has(key):
+            if not await self.has(key):
                 await self.copied(removed, key)
-        await self.remove(removed)
 
     async def _keys(self, below: str) -> AsyncIterator[tuple[str, datetime]]:
         """Yields what is below a folder of the prefix, and when it was written."""
@@ -250,14 +258,18 @@ class S3Draft:
             await self._put(key)
 
     async def discard(self) -> None:
-        """Removes the draft; what was kept stays."""
-        with told(self._blobs.where):
-            if self._is_object:
-                await self._blobs.remove(self._key)
-            elif self._upload_id:
-                await self._blobs.client.abort_multipart_upload(
-                    Bucket=self._blobs.bucket, Key=self._key, UploadId=self._upload_id
-                )
+        """Removes the draft; what was kept stays. What the store does not remove now, `tidy` removes later."""
+        try:
+            with told(self._blobs.where):
+                if self._is_object:
+                    await self._blobs.remove(self._key)
+                elif self._upload_id:
+                    await self._blobs.client.abort_multipart_upload(
+                        Bucket=self._blobs.bucket, Key=self._key, UploadId=self._upload_id
+                    )
+        except ArtifactStoreUnavailable as error:
+            # A file that is kept is kept, and what kept one from being so is said already.
+            _log.warning("draft_not_removed", key=self._key, reason=error.message)
         self._upload_id, self._is_object = "", False
 
     async def _put(self, key: str) -> None:
