@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from botocore.exceptions import ClientError
+from google.protobuf.duration_pb2 import Duration
 
 from tests.tool_executor.calling import CODE, SECRET, calling
 from turnwire.cli.checks import state
@@ -23,6 +24,7 @@ from turnwire.testing.object_store import BUCKET, SECRET_KEY, running_object_sto
 from turnwire.tool_executor.artifacts import Artifacts, s3
 from turnwire.tool_executor.artifacts.s3 import PART, S3Blobs
 from turnwire.tool_executor.store.schema import SCHEMA
+from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -88,24 +90,35 @@ async def test_two_executors_serve_the_files_of_one_store(object_store: ObjectSt
         assert DATA[PART - 5 : PART + 5] == await other.download(artifact.artifact_id, PART - 5, PART + 5)
 
 
-async def test_a_workspace_is_restored_from_the_store(object_store: ObjectStore, tmp_path: Path):
+async def test_a_workspace_is_restored_at_another_replica_from_the_store_alone(
+    object_store: ObjectStore, postgres: str
+):
     place = object_store.settings()
     settings: dict[str, Any] = {
         "services": ("sandbox_runner", "tool_executor"),
         "providers": {"tool_executor": [CODE]},
         "access": SECRET | {"api_keys": [{"name": "t", "key": "key-of-a-test-000000", "roles": ["admin"]}]},
+        "store": {"url": postgres},
         "artifacts": place,
         "sandbox": {"packages": [], "preload": []},
     }
-    async with running_mesh(folder=tmp_path, **settings) as mesh, calling(mesh, "key-of-a-test-000000") as executor:
+    # Each has a folder of its own, which goes with it.
+    async with running_mesh(**settings) as mesh, calling(mesh, "key-of-a-test-000000") as executor:
         ran = await executor.run("code_interpreter", {"code": "open('kept.txt', 'w').write('from the store')"})
         assert not ran.reason, ran.result
-        assert any("contents/=default/" in key for key in _keys(object_store, place))
-        await mesh.stop("sandbox_runner")
-        await mesh.start("sandbox_runner")
-        again = await executor.run("code_interpreter", {"code": "print(open('kept.txt').read())"}, "call_2")
+    async with running_mesh(**settings) as mesh, calling(mesh, "key-of-a-test-000000") as executor:
+        again = await executor.run("code_interpreter", {"code": "open('kept.txt').read()"}, "call_2")
+        [content] = [key for key in _keys(object_store, place) if key.startswith("contents/=default/")]
+        object_store.client().delete_object(Bucket=BUCKET, Key=_prefix(place) + content)
+    async with running_mesh(**settings) as mesh, calling(mesh, "key-of-a-test-000000") as executor:
+        code = {"code": "open('kept.txt').read()"}
+        limits = tool_executor_service_pb2.ExecutionLimits(connect=Duration(seconds=1))
+        gone = await executor.run("code_interpreter", code, "call_3", limits=limits)
 
-    assert "from the store" in again.output + again.result.content
+    assert again.result.content.startswith("'from the store'")
+    assert "their files are there again" in again.result.content
+    # Without the content in the bucket there is nowhere else that the file could come from.
+    assert gone.reason, gone.result
 
 
 async def test_an_upload_is_not_in_memory(object_store: ObjectStore):
