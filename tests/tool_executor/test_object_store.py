@@ -202,6 +202,7 @@ async def test_what_processes_that_died_left_half_done_is_ended_once_nobody_can_
     removed = [f"removed/=t/{SHA256}/1", f"removed/=t/{other}/1"]
     _put(object_store, place, removed[0], DATA)
     _put(object_store, place, removed[1], b"other")
+    _put(object_store, place, "removed/README", b"put here by somebody else")
 
     async def used(tenant: str, sha256: str) -> bool:
         return (tenant, sha256) == ("t", SHA256)
@@ -221,8 +222,8 @@ async def test_what_processes_that_died_left_half_done_is_ended_once_nobody_can_
 
     drafts = [key for key in young if key.startswith("drafts/")]
     assert 1 == len(drafts)
-    assert sorted([CONTENT, f"contents/=t/{other}", *drafts, *removed]) == young
-    assert sorted([CONTENT, f"contents/=t/{other}"]) == _keys(object_store, place)
+    assert sorted([CONTENT, f"contents/=t/{other}", *drafts, *removed, "removed/README"]) == young
+    assert sorted([CONTENT, f"contents/=t/{other}", "removed/README"]) == _keys(object_store, place)
     assert [] == _uploads(object_store, place)
 
 

@@ -7,6 +7,7 @@ import signal
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,6 +19,8 @@ from turnwire.testing.mesh import RunningMesh, running_mesh
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+
+    from turnwire.testing.postgres import Postgres
 
 pytestmark = [pytest.mark.mesh, pytest.mark.faults]
 QUERY = {"query": "turnwire"}
@@ -137,6 +140,33 @@ async def test_one_that_is_told_to_end_leaves_what_it_ran_at_once(postgres: str)
 
     assert not ran.result.HasField("failure")
     assert (SUCCEEDED, 2) == (noted.state, noted.owner_epoch)
+
+
+async def test_a_lease_is_renewed_after_a_renewal_that_failed_for_whatever_reason(
+    postgres_server: Postgres, postgres: str
+):
+    database = urlsplit(postgres).path.lstrip("/")
+
+    def psql(sql: str) -> str:
+        return postgres_server.psql(f"SET search_path = turnwire_tool_executor; {sql}", database)
+
+    async def said_no() -> bool:
+        # The server logs a statement that failed.
+        return "INSERT INTO executors" in postgres_server.log()[logged:]
+
+    async def renewed() -> bool:
+        return int(psql("SELECT max(expire_time) FROM executors")) > before
+
+    logged = len(postgres_server.log())
+    lease = {"lease_seconds": 60.0, "lease_renew_seconds": 0.1}
+    async with running_mesh(
+        services=("tool_executor",), providers={"tool_executor": []}, store={"url": postgres}, agent=lease
+    ):
+        psql("ALTER TABLE executors RENAME TO taken_away")
+        await until(said_no)
+        psql("ALTER TABLE taken_away RENAME TO executors")
+        before = int(psql("SELECT max(expire_time) FROM executors"))
+        await until(renewed)
 
 
 async def _asked(executor: Executor) -> Any:

@@ -130,6 +130,9 @@ async def _share(journal: Journal, executions: Executions, seconds: float, renew
                 executions.stop(key)
         except TurnwireError as error:
             _log.warning("lease_not_renewed", reason=error.message)
+        except Exception:
+            # Whatever it is: without a lease others take what runs here for lost.
+            _log.exception("lease_defect")
 
 
 def _heard(executions: Executions, text: str) -> None:
@@ -141,10 +144,12 @@ async def _keep_up(journal: Journal, artifacts: Artifacts) -> None:
     """Removes what nobody can ask for any more."""
     while True:
         try:
-            await artifacts.sweep()
             await journal.forget()
+            await artifacts.sweep()
         except (TurnwireError, OSError) as error:
             _log.warning("upkeep_failed", reason=str(error))
+        except Exception:
+            _log.exception("upkeep_defect")
         await asyncio.sleep(_UPKEEP_SECONDS)
 
 

@@ -152,7 +152,10 @@ class S3Blobs:
             if changed < oldest:
                 await self.remove(f"{self._prefix}drafts/{key}")
         async for key, changed in self._keys("removed/"):
-            folder, sha256, _ = key.split("/")
+            folder, _, rest = key.partition("/")
+            sha256 = rest.partition("/")[0]
+            if _HASH.fullmatch(sha256) is None:
+                continue  # somebody else's
             tenant, removed = _tenant_of(folder), f"{self._prefix}removed/{key}"
             if await is_used(tenant, sha256):
                 await self._put_back(removed, self.key(tenant, sha256))
