@@ -6,10 +6,13 @@ import asyncio
 import gzip
 import ipaddress
 import socket
+import subprocess
+import sys
 import zlib
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
 _MIB = 1024 * 1024
+SERVICES = str(Path(__file__).resolve().parents[2] / "services")
 
 
 @dataclass(slots=True)
@@ -514,3 +518,15 @@ async def test_an_allowed_port_is_no_allowed_host():
         await _refused(fetcher, two.url("localhost"))
         await _refused(fetcher, one.url("127.0.0.1"))
         assert [] == two.requests
+
+
+@pytest.mark.parametrize("service", ["memory", "tool_executor"])
+def test_a_service_starts_without_the_client_that_it_may_fetch_with(service: str):
+    code = (
+        f"import sys, turnwire.{service}.app; print('turnwire.runtime.fetch' in sys.modules, 'aiohttp' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": SERVICES}
+    )
+
+    assert "True False" == done.stdout.strip()

@@ -12,10 +12,9 @@ import ipaddress
 import socket
 import zlib
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Protocol
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from turnwire.errors import DocumentRefused
@@ -24,11 +23,10 @@ from turnwire.runtime.addresses import address_in, is_public
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PIECE = 64 * 1024
-_MAX_HEADER = 16 * 1024
-_HEADERS = {"accept": "*/*", "accept-encoding": "gzip, deflate", "user-agent": "turnwire"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +76,7 @@ class GuardedFetcher:
         except TimeoutError:
             why = f"it could not be fetched within {seconds:g} s"
             raise DocumentRefused(shown, why, limit="seconds") from None
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise DocumentRefused(shown, f"it could not be fetched ({_brief(error)})") from None
 
     async def _follow(self, address: str, max_bytes: int) -> Fetched:
@@ -92,23 +90,12 @@ class GuardedFetcher:
 
     async def _one(self, url: URL, max_bytes: int) -> Fetched | URL:
         """Returns what one URL answers, or where it sends its reader."""
-        pinned = await self._checked(url)
-        connector = aiohttp.TCPConnector(
-            resolver=pinned, use_dns_cache=False, force_close=True, limit=1, happy_eyeballs_delay=None
-        )
-        # A session for each address, so that nothing (cookies, connections) goes along a redirect.
-        session = aiohttp.ClientSession(
-            connector=connector,
-            # Neither a proxy nor a password of the environment: a proxy would resolve the name anew.
-            trust_env=False,
-            auto_decompress=False,
-            # One limit holds for everything together.
-            timeout=aiohttp.ClientTimeout(total=None),
-            read_bufsize=_PIECE,
-            max_line_size=_MAX_HEADER,
-            max_field_size=_MAX_HEADER,
-        )
-        async with session, session.get(url, headers=_HEADERS, allow_redirects=False) as response:
+        addresses = await self._checked(url)
+        # Most processes never fetch anything, and a client of HTTP takes longer to be there than all else of this.
+        await asyncio.to_thread(import_module, "turnwire.runtime.pinned")
+        from turnwire.runtime.pinned import answered
+
+        async with answered(url, addresses) as response:
             if response.status in _REDIRECTS:
                 location = response.headers.get("location", "")
                 if not location:
@@ -123,7 +110,7 @@ class GuardedFetcher:
                 data += piece
             return Fetched(bytes(data), response.headers.get("content-type", ""), str(url))
 
-    async def _checked(self, url: URL) -> _Pinned:
+    async def _checked(self, url: URL) -> Sequence[Address]:
         """Returns the addresses to which the connection may go."""
         host, port = url.raw_host or "", url.port or 0
         try:
@@ -141,7 +128,7 @@ class GuardedFetcher:
         public = found if allowed else [address for address in found if is_public(address)]
         if not public:
             raise _Refused(f"{host} is not on the public internet", "addresses")
-        return _Pinned(host, public)
+        return public
 
 
 class _Refused(Exception):
@@ -149,34 +136,6 @@ class _Refused(Exception):
         super().__init__(why)
         self.why = why
         self.limit = limit
-
-
-class _Pinned(AbstractResolver):
-    """Knows the checked addresses of one host and nothing else, so that no second look-up can tell another story."""
-
-    def __init__(self, host: str, addresses: Sequence[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> None:
-        self._host = host
-        self._addresses = addresses
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        if host != self._host:
-            raise OSError(f"{host} was not checked")
-        return [
-            ResolveResult(
-                hostname=host,
-                host=str(address),
-                port=port,
-                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,
-                proto=socket.IPPROTO_TCP,
-                flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
-            )
-            for address in self._addresses
-        ]
-
-    async def close(self) -> None:
-        """Holds nothing."""
 
 
 async def _system(host: str, port: int, /) -> Sequence[str]:
