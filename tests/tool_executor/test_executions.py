@@ -35,9 +35,11 @@ from turnwire.errors import (
     NotOwner,
     PermissionDenied,
     ResourceInUse,
+    StoreUnavailable,
 )
 from turnwire.runtime.identity import mesh_token
 from turnwire.testing.mesh import running_mesh
+from turnwire.tool_executor.journal import Journal
 from turnwire.tool_executor.running import Running
 from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
@@ -148,6 +150,26 @@ async def test_arguments_that_do_not_fit_are_told_and_nothing_is_sent():
     assert "brave_search" not in ran[0].result.name
     assert ran[0].result == again.result
     assert (FAILED, False) == (noted.state, noted.HasField("dispatch_time"))
+    assert [] == fake.requests
+
+
+async def test_arguments_are_refused_again_when_their_refusal_was_not_written_down(monkeypatch: pytest.MonkeyPatch):
+    ended = Journal.ended
+    failures = [StoreUnavailable("tool_executor", "the disk is full")]
+
+    async def failing(*given: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await ended(*given)
+
+    monkeypatch.setattr(Journal, "ended", failing)
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        with pytest.raises(StoreUnavailable):
+            await executor.run("photogen", {"prompt": 3})
+        assert PREPARED == (await executor.execution()).state
+        ran = await executor.run("photogen", {"prompt": 3})
+
+    assert error_pb2.ERROR_REASON_INVALID_TOOL_ARGUMENTS == ran.reason
     assert [] == fake.requests
 
 

@@ -107,7 +107,7 @@ class Executions:
                 running = self._running.get(ask.key)
                 seen = await self._journal.find(ask, here=running is not None)
                 if running is None and (seen is None or not (seen.row.ended or seen.elsewhere)):
-                    seen, running = await self._taken_up(ask, request, new=seen is None)
+                    seen, running = await self._taken_up(ask, request)
             if running is not None:
                 async with aclosing(running.read()) as responses:
                     async for response in responses:
@@ -187,7 +187,7 @@ class Executions:
         return seen.row
 
     async def _taken_up(
-        self, ask: Ask, request: tool_executor_service_pb2.ExecuteToolRequest, *, new: bool
+        self, ask: Ask, request: tool_executor_service_pb2.ExecuteToolRequest
     ) -> tuple[Seen, Running | None]:
         """Starts a call that is new, or that a process has left before anything was sent that counts."""
         if self._draining.is_set():
@@ -197,7 +197,8 @@ class Executions:
         seen, ours = await self._journal.claim(ask, tool_id=work.tool.tool_id, idempotent=work.tool.idempotent)
         if not ours:
             return seen, None
-        problem = argument_problem(work.tool, ask.arguments_json) if new else None
+        # Also of one that was left: perhaps before its refusal was written down.
+        problem = argument_problem(work.tool, ask.arguments_json)
         if problem is not None:
             row = await self._journal.ended(ask.key, _FAILED, _refused(ask, work.tool, *problem))
             return Seen(row, elsewhere=False), None
