@@ -167,15 +167,19 @@ class TurnFold:
     def _on_turn_input_received(self, event: event_pb2.StepEvent, payload: event_pb2.TurnInputReceived) -> None:
         turn = self._turn
         answered: set[str] = set()
+        held = set(payload.held_call_ids)
         for given in payload.inputs:
             kind = given.WhichOneof("input")
             if kind is None:
                 continue
-            answered.add(getattr(given, kind).call_id)
-            if kind == "tool_result":
+            call_id = getattr(given, kind).call_id
+            answered.add(call_id)
+            if kind == "outcome_decision":
+                self._record_decision(given.outcome_decision, event.event_time, held=call_id in held)
+            elif kind == "tool_result" and call_id in held:
+                self._record_held(call_id)
+            elif kind == "tool_result":
                 self._record_result(given.tool_result, event.event_time)
-            elif kind == "outcome_decision":
-                self._record_decision(given.outcome_decision, event.event_time)
         remaining = [request for request in turn.awaited_input.requests if request.call.call_id not in answered]
         if remaining:
             del turn.awaited_input.requests[:]
@@ -301,8 +305,15 @@ class TurnFold:
             if execution is not None:
                 execution.result.CopyFrom(result)
                 execution.end_time.CopyFrom(when)
+                execution.held = False
 
-    def _record_decision(self, decision: turn_pb2.OutcomeDecision, when: Timestamp) -> None:
+    def _record_held(self, call_id: str) -> None:
+        for step in self._turn.steps:
+            execution = _execution_of(step, call_id)
+            if execution is not None:
+                execution.held = True
+
+    def _record_decision(self, decision: turn_pb2.OutcomeDecision, when: Timestamp, *, held: bool) -> None:
         for step in self._turn.steps:
             execution = _execution_of(step, decision.call_id)
             if execution is None:
@@ -313,6 +324,8 @@ class TurnFold:
                 again.CopyFrom(execution.call)
                 again.call_id, again.retry_of = decision.retry_call_id, decision.call_id
                 step.tool_execution.executions.add(call=again)
+            elif held:
+                execution.held = True
             elif decision.choice == turn_pb2.OutcomeDecision.CHOICE_PROVIDE:
                 execution.result.CopyFrom(decision.result)
                 execution.end_time.CopyFrom(when)

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.agent.turns import TURN, started, step_started
+from tests.agent.turns import TURN, inference_completed, started, step_started
 from turnwire.agent.live.lease import Lease
 from turnwire.agent.log.turn_log import TurnLog
-from turnwire.agent.log.writer import FORMAT, UNSTORED_BYTES, TurnWriter
+from turnwire.agent.log.writer import FORMAT, UNSTORED_BYTES, TurnWriter, draft
 from turnwire.agent.store import events, inbox, leases, ownership, turns
 from turnwire.agent.store.inbox import CANCEL, Entry
 from turnwire.agent.store.ownership import Claimed, Owner
 from turnwire.agent.store.schema import SCHEMA
 from turnwire.agent.store.turns import TurnRow
-from turnwire.agent.v1 import event_pb2, turn_pb2
+from turnwire.agent.turn.held import results_body
+from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
+from turnwire.common.v1 import message_pb2, shield_pb2
 from turnwire.errors import NotOwner, StoreUnavailable
 from turnwire.runtime.settings import AgentSettings
 from turnwire.runtime.storage.postgres import PostgresStore
@@ -184,8 +186,8 @@ async def _lit() -> None:
     return
 
 
-def _writer(store: Store, log: TurnLog, epoch: int = 1) -> TurnWriter:
-    return TurnWriter(store, log, "t", f"sess of {TURN}", epoch, lit=_lit, successor=_NoQueue())
+def _writer(store: Store, log: TurnLog, epoch: int = 1, *, held: bytes | None = None) -> TurnWriter:
+    return TurnWriter(store, log, "t", f"sess of {TURN}", epoch, lit=_lit, successor=_NoQueue(), held=held)
 
 
 async def test_a_turn_writes_no_further_while_a_mebibyte_of_it_is_not_stored(own_server: Postgres):
@@ -223,6 +225,37 @@ async def test_who_has_lost_a_turn_stores_nothing_of_it(postgres: str):
 
         assert 1 == log.last_sequence
         assert 1 == len(await store.read(lambda tx: events.of_turn(tx, "t", TURN)))
+
+
+async def test_given_results_are_kept_until_the_last_of_them_stands_in_the_log_as_it_passed(postgres: str):
+    async with _opened(postgres) as store:
+        await _insert(store, _row("me"))
+        kept = results_body({call: message_pb2.ToolResult(call_id=call, content="raw") for call in ("c1", "c2")})
+        writer = _writer(store, TurnLog(TURN), held=kept)
+
+        async def held(*drafts: event_pb2.StepEvent) -> bytes | None:
+            await writer.commit(drafts)
+            row = await store.read(lambda tx: turns.get(tx, "t", TURN))
+            assert row is not None
+            return row.held_input
+
+        calls = [message_pb2.ToolCall(call_id=call, name="f") for call in ("c1", "c2", "c3")]
+        plan = event_pb2.ToolExecutionPlan(call_ids=[call.call_id for call in calls], inference_step_id="s1")
+        tools = event_pb2.StepStarted(type=step_pb2.STEP_TYPE_TOOL_EXECUTION, tool_execution=plan)
+        called = [started(), step_started("s1"), inference_completed("s1", *calls)]
+        assert await held(*called, draft(TURN, "step_started", tools, "s2")) is None
+        given = [turn_pb2.TurnInput(tool_result=message_pb2.ToolResult(call_id=call)) for call in ("c1", "c2")]
+        received = event_pb2.TurnInputReceived(inputs=given, held_call_ids=["c1", "c2"])
+        assert kept == await held(draft(TURN, "turn_input_received", received))
+        point = event_pb2.ShieldCallPlan(point=shield_pb2.SHIELD_POINT_TOOL_RESULT, call_id="c1")
+        judging = event_pb2.StepStarted(type=step_pb2.STEP_TYPE_SHIELD_CALL, shield_call=point)
+        judged = event_pb2.StepCompleted(shield_call=event_pb2.ShieldCallResult())
+        assert kept == await held(draft(TURN, "step_started", judging, "s3"))
+        assert kept == await held(draft(TURN, "step_completed", judged, "s3"))
+        for call, left in (("c1", kept), ("c3", kept), ("c2", None)):
+            result = event_pb2.ToolCallCompleted(result=message_pb2.ToolResult(call_id=call, content="passed"))
+            assert left == await held(draft(TURN, "tool_call_completed", result, "s2")), call
+        await writer.close()
 
 
 async def test_what_waits_for_the_database_is_given_up_with_the_turn(own_server: Postgres):

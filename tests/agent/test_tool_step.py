@@ -13,9 +13,10 @@ from tests.agent.turns import TURN
 from turnwire.agent.turn import tools
 from turnwire.agent.turn.config import pin
 from turnwire.agent.turn.screening import Screening
+from turnwire.agent.turn.shields import Judgement
 from turnwire.agent.turn.tools import ToolStep
 from turnwire.agent.v1 import agent_pb2, step_pb2, turn_pb2
-from turnwire.common.v1 import error_pb2, generation_pb2, message_pb2
+from turnwire.common.v1 import error_pb2, generation_pb2, message_pb2, shield_pb2
 from turnwire.errors import Draining
 from turnwire.testing.ports import free_port
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
@@ -51,6 +52,11 @@ class _Executor(ToolExecutorServiceServicer):
             progress = tool_executor_service_pb2.ExecutionProgress(state=execution_pb2.EXECUTION_STATE_PREPARED)
             yield tool_executor_service_pb2.ExecuteToolResponse(progress=progress)
         self.asked.set()
+        if self.answers == "loses":
+            failure = error_pb2.Failure(reason=error_pb2.ERROR_REASON_OUTCOME_UNKNOWN, message="It was lost.")
+            result = message_pb2.ToolResult(content="the password", failure=failure)
+            yield tool_executor_service_pb2.ExecuteToolResponse(result=result)
+            return
         await asyncio.Event().wait()
 
 
@@ -67,12 +73,21 @@ async def _serving(address: str, answers: str) -> AsyncGenerator[_Executor]:
         await server.stop(None)
 
 
-async def _result(address: str, *, idempotent: bool, asked_before: bool) -> message_pb2.ToolResult:
-    """Runs the one call of a turn; its result as the log has it."""
+class _Objecting:
+    async def judge(self, *_: object, **__: object) -> Judgement:
+        return Judgement([shield_pb2.ShieldVerdict(level=shield_pb2.VIOLATION_LEVEL_ERROR)], [])
+
+
+async def _result(
+    address: str, *, idempotent: bool, asked_before: bool, shields: Sequence[str] = ()
+) -> message_pb2.ToolResult:
+    """Runs the one call of a turn; its result as the log has it. Its shields object."""
     registered = agent_pb2.RegisteredTool(
         tool_id="pay", definition=generation_pb2.ToolDefinition(name="pay"), idempotent=idempotent
     )
-    config = pin(agent_pb2.AgentConfig(model="p/m", tools=[agent_pb2.AgentTool(registered=registered)]))
+    config = pin(
+        agent_pb2.AgentConfig(model="p/m", tools=[agent_pb2.AgentTool(registered=registered, output_shields=shields)])
+    )
     log: list[event_pb2.StepEvent] = []
 
     async def commit(events: Sequence[event_pb2.StepEvent]) -> None:
@@ -85,8 +100,10 @@ async def _result(address: str, *, idempotent: bool, asked_before: bool) -> mess
     step = step_pb2.Step(step_id="s1", iteration=1, tool_execution=step_pb2.ToolExecutionStep(executions=[execution]))
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = ToolExecutorServiceStub(channel)
-        screening = Screening(unused, config, commit)
-        await ToolStep(stub, unused, unused, config, screening, commit, epoch=1).run(turn_pb2.Turn(turn_id=TURN), step)
+        screening = Screening(cast("Any", _Objecting()), config, commit)
+        await ToolStep(stub, unused, unused, config, screening, commit, epoch=1, given={}).run(
+            turn_pb2.Turn(turn_id=TURN), step
+        )
     return log[-1].tool_call_completed.result
 
 
@@ -124,6 +141,14 @@ async def test_what_an_executor_refuses_has_failed():
         result = await _result(address, idempotent=False, asked_before=False)
 
     assert error_pb2.ERROR_REASON_DRAINING == result.failure.reason
+
+
+async def test_a_call_in_doubt_stays_so_when_shields_withhold_what_it_has_written():
+    address = f"127.0.0.1:{free_port()}"
+    async with _serving(address, "loses"):
+        result = await _result(address, idempotent=False, asked_before=False, shields=["no-password"])
+
+    assert (error_pb2.ERROR_REASON_OUTCOME_UNKNOWN, "") == (result.failure.reason, result.content)
 
 
 async def test_what_an_owner_before_this_one_may_have_sent_is_not_known():

@@ -268,9 +268,6 @@ def _refuse_unbuilt(config: agent_pb2.AgentConfig) -> None:
         "limits of a caller's function": any(
             tool.WhichOneof("tool") == "function" and tool.HasField("limits") for tool in config.tools
         ),
-        "output shields of a caller's function": any(
-            tool.WhichOneof("tool") == "function" and tool.output_shields for tool in config.tools
-        ),
     }
     for feature, used in unbuilt.items():
         if used:

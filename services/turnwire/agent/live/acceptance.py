@@ -19,6 +19,7 @@ from turnwire.agent.store import clock, events, inbox, requests, sessions, turns
 from turnwire.agent.store.inbox import CANCEL, Entry
 from turnwire.agent.store.turns import TurnRow
 from turnwire.agent.turn.config import overridden
+from turnwire.agent.turn.held import input_body
 from turnwire.agent.turn.runner import plan
 from turnwire.agent.v1 import agent_service_pb2, event_pb2, turn_pb2
 from turnwire.agent.validation import check_config
@@ -221,7 +222,7 @@ class Acceptance:
                 expire_time=None,
                 metadata=None,
                 create_time=now,
-                held_input=_held(request) if config.config.input_shields else None,
+                held_input=input_body(request.messages) if config.config.input_shields else None,
                 format=FORMAT,
                 pending_start=first.SerializeToString() if before else None,
             )
@@ -302,10 +303,6 @@ def _session_bank(session: session_pb2.Session, request: agent_service_pb2.RunTu
     """Returns the session's own bank: the one it has, or one that this turn's attachments need."""
     brings = any(message.attachments for message in request.messages) and not config.files_go_to_interpreter
     return session.bank_id or (f"session-{session.session_id}" if brings else "")
-
-
-def _held(request: agent_service_pb2.RunTurnRequest) -> bytes:
-    return turn_pb2.Turn(input=request.messages).SerializeToString()
 
 
 def _digest(request: agent_service_pb2.RunTurnRequest) -> str:

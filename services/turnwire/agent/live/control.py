@@ -12,6 +12,7 @@ from turnwire.agent.log.writer import draft
 from turnwire.agent.store import inbox, requests, turns
 from turnwire.agent.store.inbox import CANCEL, INPUT, Entry
 from turnwire.agent.store.ownership import Claimed, Owner
+from turnwire.agent.turn.held import held_results, results_body, taken_apart
 from turnwire.agent.turn.inputs import fresh_inputs
 from turnwire.agent.v1 import agent_service_pb2, event_pb2, turn_pb2
 from turnwire.errors import NotFound, NotOwner, TurnwireError
@@ -176,7 +177,10 @@ class TurnControl:
         if not fresh:
             await self._live.release(live)
             return _submitted(live)
-        received = event_pb2.TurnInputReceived(request_id=request.request_id, inputs=fresh)
+        told, results = taken_apart(fresh, config.holds_results)
+        if results:
+            live.row.held_input = results_body({**held_results(live.row.held_input), **results})
+        received = event_pb2.TurnInputReceived(request_id=request.request_id, inputs=told, held_call_ids=results)
         last, log = live.log.last_sequence, live.log
         self._live.start(live, config, [draft(request.turn_id, "turn_input_received", received)])
         await _until(live, last)

@@ -195,6 +195,7 @@ class LiveTurns:
             live.row.epoch,
             lit=self.lease.lit,
             successor=self._queue,
+            held=live.row.held_input,
         )
         doing = workers(
             self._stubs, writer, config, live.row, inference_seconds=self._settings.inference_timeout_seconds

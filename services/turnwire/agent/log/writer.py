@@ -11,7 +11,7 @@ import structlog
 from turnwire.agent.log.merge import merged, pieces
 from turnwire.agent.store import clock, events, inbox, ownership, sessions, turns
 from turnwire.agent.v1 import event_pb2, turn_pb2
-from turnwire.common.v1 import message_pb2
+from turnwire.common.v1 import message_pb2, shield_pb2
 from turnwire.errors import NotOwner, StoreUnavailable
 from turnwire.fold import TERMINAL_PAYLOADS
 
@@ -69,10 +69,12 @@ class TurnWriter:
         *,
         lit: Callable[[], Awaitable[None]],
         successor: Successor,
+        held: bytes | None = None,
     ) -> None:
         """Writes in `epoch`: who took the turn over since is found out, and nothing more is stored.
 
-        `lit` returns when the lease of this process is good: until then nothing is shown, and nothing begun.
+        `lit` returns when the lease of this process is good: until then nothing is shown, and nothing begun. `held` is
+        what waits for its shields; it is stored with the event that tells so.
         """
         self.lit = lit
         self._store = store
@@ -81,6 +83,7 @@ class TurnWriter:
         self._session_id = session_id
         self._epoch = epoch
         self._successor = successor
+        self._held = held
         self._lost = False
         self._unstored_bytes = 0
         self._status: turn_pb2.TurnStatus.ValueType = turn_pb2.TURN_STATUS_RUNNING
@@ -169,7 +172,8 @@ class TurnWriter:
     async def _commit(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
         self._log.append_boundary(drafts)
         self._note_status(drafts)
-        passed = any(event.step_completed.WhichOneof("result") == "shield_call" for event in drafts)
+        holds = any(event.turn_input_received.held_call_ids for event in drafts)
+        passed = self._has_passed(drafts)
         batch = list(merged(stored_form(event) for event in self._log.unstored()))
         self._unstored_bytes = 0
         sequence = self._log.next_sequence - 1
@@ -181,9 +185,10 @@ class TurnWriter:
                 # First, so that all who change the order of a session's turns do it one after the other.
                 await sessions.touch(tx, self._tenant, self._session_id, clock.now_microseconds())
             await self._advance(tx, ceiling)
+            if holds and self._held is not None:
+                await turns.hold(tx, self._tenant, self._log.turn_id, self._held)
             if passed:
-                # The input that waited for its shields stands in their result, or is gone for good.
-                await turns.forget_input(tx, self._tenant, self._log.turn_id)
+                await turns.forget_held(tx, self._tenant, self._log.turn_id)
             await events.append(tx, self._tenant, self._log.turn_id, batch)
             await self._answer_inbox(tx, drafts)
             if not finished:
@@ -249,6 +254,22 @@ class TurnWriter:
                 _log.warning("store_unavailable", turn_id=self._log.turn_id, error=error.message, retry_seconds=delay)
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
                 delay = min(delay * 2, 2.0)
+
+    def _has_passed(self, drafts: Sequence[event_pb2.StepEvent]) -> bool:
+        """True when what waited for its shields stands in these events as it passed, or is gone for good."""
+        ended: set[str] = set()
+        for event in drafts:
+            if event.step_completed.WhichOneof("result") == "shield_call":
+                step = self._log.fold.step(event.step_id)
+                if step is not None and step.shield_call.point == shield_pb2.SHIELD_POINT_INPUT:
+                    return True
+            elif event.WhichOneof("payload") == "tool_call_completed":
+                ended.add(event.tool_call_completed.result.call_id)
+        if not ended:
+            return False
+        steps = self._log.fold.turn.steps
+        held = {each.call.call_id for step in steps for each in step.tool_execution.executions if each.held}
+        return bool(held) and held <= ended
 
     def _note_status(self, drafts: Sequence[event_pb2.StepEvent]) -> None:
         for event in drafts:

@@ -34,7 +34,7 @@ class TurnRow:
     metadata: bytes | None
     """The labels, as a Turn with nothing else; None: those of `turn_started`."""
     held_input: bytes | None = None
-    """The input, as a Turn with nothing else, while it waits for its shields: it is in no event before."""
+    """The input, or results given for calls, while they wait for their shields (`turn/held.py`): in no event before."""
     format: int = 1
     """The format of its stored events."""
     pending_start: bytes | None = None
@@ -131,8 +131,13 @@ async def set_metadata(tx: Transaction, tenant: str, turn_id: str, metadata: byt
     await tx.execute("UPDATE turns SET metadata = $3 WHERE tenant = $1 AND turn_id = $2", tenant, turn_id, metadata)
 
 
-async def forget_input(tx: Transaction, tenant: str, turn_id: str) -> None:
-    """Removes the input that waited for its shields."""
+async def hold(tx: Transaction, tenant: str, turn_id: str, body: bytes) -> None:
+    """Keeps what waits for its shields."""
+    await tx.execute("UPDATE turns SET held_input = $3 WHERE tenant = $1 AND turn_id = $2", tenant, turn_id, body)
+
+
+async def forget_held(tx: Transaction, tenant: str, turn_id: str) -> None:
+    """Removes what waited for its shields."""
     await tx.execute(
         "UPDATE turns SET held_input = NULL WHERE tenant = $1 AND turn_id = $2 AND held_input IS NOT NULL",
         tenant,

@@ -60,6 +60,11 @@ class TurnConfig:
         """True when a call whose outcome was lost waits for a decision; else the model is told."""
         return self.config.unknown_outcome_policy != agent_pb2.UNKNOWN_OUTCOME_POLICY_TELL_MODEL
 
+    def holds_results(self, tool_name: str) -> bool:
+        """True when the results of a tool wait for their shields."""
+        tool = self.tool(tool_name)
+        return tool is not None and bool(tool.output_shields)
+
     def tool(self, name: str) -> agent_pb2.AgentTool | None:
         """Returns the tool that a model means by a name, or None."""
         return self.tools.get(name) or self.tools.get(_ALIASES.get(name, ""))

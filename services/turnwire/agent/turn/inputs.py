@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from turnwire.agent.v1 import turn_pb2
-from turnwire.common.v1 import error_pb2
+from turnwire.common.v1 import error_pb2, shield_pb2
 from turnwire.errors import InvalidArgument, TurnFinished, TurnNotAwaitingInput
 from turnwire.ids import new_id
 
@@ -38,7 +38,7 @@ def fresh_inputs(turn: turn_pb2.Turn, inputs: Sequence[turn_pb2.TurnInput]) -> l
         kind = given.WhichOneof("input")
         call_id = getattr(given, kind).call_id if kind is not None else ""
         if call_id not in wanted:
-            if call_id in executions and _given_before(given, executions[call_id], list(executions.values())):
+            if call_id in executions and _given_before(turn, given, executions[call_id], list(executions.values())):
                 continue
             if turn.HasField("end_time"):
                 raise TurnFinished(turn.turn_id, turn_pb2.TurnStatus.Name(turn.status))
@@ -65,10 +65,19 @@ def _kept(given: turn_pb2.TurnInput, name: str) -> turn_pb2.TurnInput:
 
 
 def _given_before(
-    given: turn_pb2.TurnInput, execution: step_pb2.ToolExecution, executions: Sequence[step_pb2.ToolExecution]
+    turn: turn_pb2.Turn,
+    given: turn_pb2.TurnInput,
+    execution: step_pb2.ToolExecution,
+    executions: Sequence[step_pb2.ToolExecution],
 ) -> bool:
-    """True when a call was answered in just this way."""
+    """True when a call was answered in just this way.
+
+    What was given is not known where shields have passed it: then any result counts as the one that was given.
+    """
+    screened = execution.held or _is_screened(turn, execution)
     if given.HasField("tool_result"):
+        if screened:
+            return execution.by_caller
         return execution.HasField("result") and execution.result == _kept(given, execution.call.name).tool_result
     decision = given.outcome_decision
     if not given.HasField("outcome_decision") or not execution.decided:
@@ -79,9 +88,19 @@ def _given_before(
             return repeated
         case turn_pb2.OutcomeDecision.CHOICE_PROVIDE:
             provided = _kept(given, execution.call.name).outcome_decision.result
+            if screened and (execution.held or not is_unknown(execution.result)):
+                return not repeated
             return not repeated and execution.result == provided
         case _:
-            return not repeated and is_unknown(execution.result)
+            return not repeated and not execution.held and is_unknown(execution.result)
+
+
+def _is_screened(turn: turn_pb2.Turn, execution: step_pb2.ToolExecution) -> bool:
+    return any(
+        step.shield_call.point == shield_pb2.SHIELD_POINT_TOOL_RESULT
+        and step.shield_call.call_id == execution.call.call_id
+        for step in turn.steps
+    )
 
 
 def is_unknown(result: message_pb2.ToolResult) -> bool:

@@ -124,7 +124,7 @@ def _start_tools(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -
 
 
 def _execute(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Action:
-    """Calls that cannot run are answered at once, and tools of the mesh run.
+    """Calls that cannot run are answered at once, tools of the mesh run, and given results pass their shields.
 
     Then the turn pauses for the caller's functions, and for what is to be done about calls whose outcome was lost.
     """
@@ -137,6 +137,8 @@ def _execute(turn: turn_pb2.Turn, config: TurnConfig, step: step_pb2.Step) -> Ac
                 for result in refusals
             )
         )
+    if any(execution.held for execution in step.tool_execution.executions):
+        return RunTools(step)
     if any(not calls.is_callers(execution.call, config) for execution in waiting):
         return RunTools(step)
     doubtful = calls.in_doubt(step) if config.asks_about_unknown_outcomes else []

@@ -40,8 +40,7 @@ class Screening:
 
     def holds_result(self, tool_name: str) -> bool:
         """True when the results of a tool are held."""
-        tool = self._config.tool(tool_name)
-        return tool is not None and bool(tool.output_shields)
+        return self._config.holds_results(tool_name)
 
     async def answer(self, turn: turn_pb2.Turn, iteration: int, text: str, reasoning: str) -> tuple[str, str] | None:
         """Returns what passes of an answer and of the thoughts before it, or None when nothing does."""
@@ -62,17 +61,24 @@ class Screening:
         )
         return None if judgement.blocked else _text(judgement.released[0])
 
-    async def result(self, turn: turn_pb2.Turn, iteration: int, result: message_pb2.ToolResult) -> str | None:
-        """Returns what passes of the result of a call, or None."""
-        tool = self._config.tool(result.name)
+    async def result(
+        self, turn: turn_pb2.Turn, iteration: int, call: message_pb2.ToolCall, texts: Sequence[str]
+    ) -> list[str] | None:
+        """Returns what passes of the texts of a call's result, or None; an empty text is not judged."""
+        tool = self._config.tool(call.name)
         assert tool is not None
-        message = _said(
-            message_pb2.ROLE_TOOL, result.content, message_pb2.PROVENANCE_TOOL_RESULT, result.name, result.call_id
-        )
+        messages = [
+            _said(message_pb2.ROLE_TOOL, text, message_pb2.PROVENANCE_TOOL_RESULT, call.name, call.call_id)
+            for text in texts
+            if text
+        ]
         judgement = await self._run(
-            turn, iteration, shield_pb2.SHIELD_POINT_TOOL_RESULT, tool.output_shields, [message], result.call_id
+            turn, iteration, shield_pb2.SHIELD_POINT_TOOL_RESULT, tool.output_shields, messages, call.call_id
         )
-        return None if judgement.blocked else _text(judgement.released[0])
+        if judgement.blocked:
+            return None
+        released = iter(judgement.released)
+        return [_text(next(released)) if text else "" for text in texts]
 
     async def _run(
         self,

@@ -12,6 +12,7 @@ import grpc
 from turnwire.agent.log.writer import draft
 from turnwire.agent.turn.calls import failed_result, is_callers
 from turnwire.agent.turn.config import CODE_INTERPRETER
+from turnwire.agent.turn.inputs import is_unknown
 from turnwire.agent.turn.retrying import delay_of, passes
 from turnwire.agent.turn.together import together
 from turnwire.agent.turn.transcript import excerpts
@@ -22,6 +23,8 @@ from turnwire.runtime.channels import upstream
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from turnwire.agent.log.writer import TurnWriter
     from turnwire.agent.turn.config import TurnConfig
     from turnwire.agent.turn.retrieval import RetrievalStep
@@ -65,8 +68,12 @@ class ToolStep:
         commit: Commit,
         *,
         epoch: int,
+        given: Mapping[str, message_pb2.ToolResult],
     ) -> None:
-        """`epoch` is that of the turn's owner: the executor refuses those of owners before it."""
+        """`epoch` is that of the turn's owner: the executor refuses those of owners before it.
+
+        `given` are results that wait for their shields, by call id.
+        """
         self._executor = executor
         self._retrieval = retrieval
         self._writer = writer
@@ -74,11 +81,15 @@ class ToolStep:
         self._screening = screening
         self._commit = commit
         self._epoch = epoch
+        self._given = given
         self._begun: set[str] = set()
         """Calls that the executor may have begun, as far as is known here."""
 
     async def run(self, turn: turn_pb2.Turn, step: step_pb2.Step) -> list[event_pb2.StepEvent]:
-        """Runs all calls that have no result; their events are committed when it returns."""
+        """Runs all calls that have no result, and has shields pass those that were given.
+
+        Their events are committed when it returns.
+        """
         await together(*(self._one(turn, step, execution) for execution in self._open(step)))
         return []
 
@@ -86,7 +97,7 @@ class ToolStep:
         self, turn: turn_pb2.Turn, step: step_pb2.Step
     ) -> dict[str, turn_pb2.CancelledCall.Outcome.ValueType]:
         """Stops the calls that are open and returns what became of each."""
-        open_calls = [execution.call for execution in self._open(step) if execution.HasField("start_time")]
+        open_calls = [each.call for each in self._open(step) if each.HasField("start_time") and not each.held]
         outcomes = await asyncio.gather(*(self._stopped(turn, call) for call in open_calls))
         return {call.call_id: outcome for call, outcome in zip(open_calls, outcomes, strict=True)}
 
@@ -94,25 +105,58 @@ class ToolStep:
         return [
             execution
             for execution in step.tool_execution.executions
-            if not execution.HasField("result") and not is_callers(execution.call, self._config)
+            if execution.held or (not execution.HasField("result") and not is_callers(execution.call, self._config))
         ]
 
     async def _one(self, turn: turn_pb2.Turn, step: step_pb2.Step, execution: step_pb2.ToolExecution) -> None:
         call = message_pb2.ToolCall()
         call.CopyFrom(execution.call)
+        result = await self._asked(turn, step, execution, call) if not execution.held else self._given_for(call)
+        result.call_id, result.name = call.call_id, call.name
+        if self._screening.holds_result(call.name):
+            result = await self._screened(turn, step, call, result, given=execution.held)
+        completed = event_pb2.ToolCallCompleted(result=result)
+        await self._commit([draft(turn.turn_id, "tool_call_completed", completed, step.step_id)])
+
+    def _given_for(self, call: message_pb2.ToolCall) -> message_pb2.ToolResult:
+        result = message_pb2.ToolResult()
+        result.CopyFrom(self._given[call.call_id])
+        return result
+
+    async def _screened(
+        self,
+        turn: turn_pb2.Turn,
+        step: step_pb2.Step,
+        call: message_pb2.ToolCall,
+        result: message_pb2.ToolResult,
+        *,
+        given: bool,
+    ) -> message_pb2.ToolResult:
+        """Returns what passes of a result. What a failure says is told by the mesh, unless somebody gave it."""
+        texts = [result.content, result.failure.message if given else ""]
+        if not any(texts):
+            return result
+        passed = await self._screening.result(turn, step.iteration, call, texts)
+        if passed is not None:
+            result.content = passed[0]
+            if given and result.HasField("failure"):
+                result.failure.message = passed[1]
+        elif is_unknown(result):
+            result.content = ""  # what is in doubt stays in doubt, whatever it had written
+        else:
+            result = _withheld(call)
+        return result
+
+    async def _asked(
+        self, turn: turn_pb2.Turn, step: step_pb2.Step, execution: step_pb2.ToolExecution, call: message_pb2.ToolCall
+    ) -> message_pb2.ToolResult:
+        """Returns the result of a call that the mesh runs."""
         if execution.HasField("start_time"):
             self._begun.add(call.call_id)  # an owner before this one may have asked for it
         else:
             started = event_pb2.ToolCallStarted(call_id=call.call_id)
             await self._commit([draft(turn.turn_id, "tool_call_started", started, step.step_id)])
-        result = await self._result(turn, step, call)
-        result.call_id, result.name = call.call_id, call.name
-        if self._screening.holds_result(call.name) and result.content:
-            passed = await self._screening.result(turn, step.iteration, result)
-            result = _withheld(call) if passed is None else result
-            result.content = passed or ""
-        completed = event_pb2.ToolCallCompleted(result=result)
-        await self._commit([draft(turn.turn_id, "tool_call_completed", completed, step.step_id)])
+        return await self._result(turn, step, call)
 
     async def _result(
         self, turn: turn_pb2.Turn, step: step_pb2.Step, call: message_pb2.ToolCall

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from turnwire.agent.turn.held import held_input, held_results
 from turnwire.agent.turn.inference import InferenceStep
 from turnwire.agent.turn.input_shields import InputShieldStep
 from turnwire.agent.turn.retrieval import RetrievalStep
 from turnwire.agent.turn.screening import Screening
 from turnwire.agent.turn.shields import Shields
 from turnwire.agent.turn.tools import ToolStep
-from turnwire.agent.v1 import turn_pb2
 
 if TYPE_CHECKING:
     from turnwire.agent.log.writer import TurnWriter
@@ -50,10 +50,18 @@ def workers(stubs: Stubs, writer: TurnWriter, config: TurnConfig, row: TurnRow, 
     shields = Shields(stubs.safety, config.config.shield_failure_policy)
     screening = Screening(shields, config, writer.commit)
     retrieval = RetrievalStep(stubs.memory, stubs.banks, stubs.inference, config)
-    held = turn_pb2.Turn.FromString(row.held_input).input if row.held_input is not None else ()
     return Workers(
-        input_shields=InputShieldStep(shields, held),
+        input_shields=InputShieldStep(shields, held_input(row.held_input)),
         retrieval=retrieval,
         inference=InferenceStep(stubs.inference, writer, config, screening, timeout_seconds=inference_seconds),
-        tools=ToolStep(stubs.tool_executor, retrieval, writer, config, screening, writer.commit, epoch=row.epoch),
+        tools=ToolStep(
+            stubs.tool_executor,
+            retrieval,
+            writer,
+            config,
+            screening,
+            writer.commit,
+            epoch=row.epoch,
+            given=held_results(row.held_input),
+        ),
     )

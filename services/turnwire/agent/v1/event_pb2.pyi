@@ -1036,21 +1036,29 @@ class TurnInputReceived(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     INPUTS_FIELD_NUMBER: _builtins.int
+    HELD_CALL_IDS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The id of the request that brought it."""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[_turn_pb2.TurnInput]:
         """The answers. Credentials are left out."""
 
+    @_builtins.property
+    def held_call_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Calls whose given results wait for the shields of their tools. The answers have no more of them than the call and
+        the tool; what passes follows as `tool_call_completed`.
+        """
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         inputs: _abc.Iterable[_turn_pb2.TurnInput] | None = ...,
+        held_call_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held_call_ids", b"held_call_ids", "inputs", b"inputs", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -289,6 +289,7 @@ class ToolExecution(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     BY_CALLER_FIELD_NUMBER: _builtins.int
     DECIDED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     output: _builtins.str
     """Output that the tool streams while it runs."""
     by_caller: _builtins.bool
@@ -298,6 +299,8 @@ class ToolExecution(_message.Message):
     another call id (then there is an execution whose call has it as `retry_of`), its result was
     given, or it stays unknown.
     """
+    held: _builtins.bool
+    """True while a result that was given for it waits for the shields of its tool."""
     @_builtins.property
     def call(self) -> _message_pb2.ToolCall:
         """The call."""
@@ -324,10 +327,11 @@ class ToolExecution(_message.Message):
         output: _builtins.str = ...,
         by_caller: _builtins.bool = ...,
         decided: _builtins.bool = ...,
+        held: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "end_time", b"end_time", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_caller", b"by_caller", "call", b"call", "decided", b"decided", "end_time", b"end_time", "output", b"output", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by_caller", b"by_caller", "call", b"call", "decided", b"decided", "end_time", b"end_time", "held", b"held", "output", b"output", "result", b"result", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
