@@ -86,7 +86,7 @@ async def mount(server: grpc.aio.Server, directory: Directory, context: ServiceC
     agents = Agents(store, named, settings.assistant)
     control = TurnControl(store, live, peers, unbroken)
     sessions = Sessions(store, agents, control, history, named)
-    upkeep = Upkeep(store, live, takeover, control, queue, sessions, settings)
+    upkeep = Upkeep(store, live, takeover, control, queue, sessions, settings, peers)
     acceptance = Acceptance(
         store, agents, named, live, control, ArtifactServiceStub(directory.channel("tool_executor")), unbroken
     )

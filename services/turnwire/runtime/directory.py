@@ -59,6 +59,12 @@ class Directory:
         """Returns the channel to one replica of a service, whose certificate is that of the service."""
         return self._opened(service, small_windows=False, address=address)
 
+    async def close_peer(self, address: str) -> None:
+        """Closes the channel to one replica of a service, if it is open."""
+        channel = self._channels.pop((address, False), None)
+        if channel is not None:
+            await channel.close()
+
     async def close(self) -> None:
         """Closes all channels."""
         for channel in self._channels.values():

@@ -112,13 +112,14 @@ class Following:
         """Takes in what is stored; returns who owns the turn now, None when it is gone or run here."""
 
         async def unit(tx: Transaction) -> tuple[_State, list[event_pb2.StepEvent], int] | None:
-            found = await read_turn(tx, live.tenant, live.row.turn_id)
+            found = await read_turn(tx, live.tenant, live.row.turn_id, after=last)
             if found is None:
                 return None
             row, events = found
             return _State(row.status, row.epoch, await ownership.owner_of(tx, row)), events, row.sequence_ceiling
 
         log = live.log
+        last = log.last_sequence
         found = await self._store.read(unit)
         if found is None or live.task is not None or live.log is not log:
             return None
@@ -151,8 +152,7 @@ class Following:
     async def _read(self, live: LiveTurn, owner: Owner) -> None:
         log = live.log
         request = messages.FollowTurnRequest(turn_id=live.row.turn_id, after_sequence=log.last_sequence)
-        call = self._peers.stub(owner.address).FollowTurn(request)
-        async with upstream(call):
+        async with self._peers.reached(owner.address) as stub, upstream(stub.FollowTurn(request)) as call:
             async for event in call:
                 if event.WhichOneof("payload") != "heartbeat":
                     log.mirror([event])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections import Counter
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -15,6 +17,8 @@ from turnwire.runtime.channels import upstream
 from turnwire.runtime.identity import acting_as
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Collection
+
     from turnwire.runtime.directory import Directory
 
 _log = structlog.get_logger(__name__)
@@ -28,22 +32,38 @@ class Peers:
     """Calls other replicas."""
 
     def __init__(self, directory: Directory) -> None:
-        """Keeps a channel to each replica for as long as `directory` is open."""
+        """Keeps a channel to each replica that lives, at most for as long as `directory` is open."""
         self._directory = directory
         self._stubs: dict[str, TurnOwnerServiceStub] = {}
+        self._calls: Counter[str] = Counter()
 
-    def stub(self, address: str) -> TurnOwnerServiceStub:
-        """Returns the stub of a replica."""
+    @asynccontextmanager
+    async def reached(self, address: str) -> AsyncGenerator[TurnOwnerServiceStub]:
+        """Gives the stub of a replica; its channel is open for at least the time of the context."""
         stub = self._stubs.get(address)
         if stub is None:
             stub = self._stubs[address] = TurnOwnerServiceStub(self._directory.peer_channel("agent", address))
-        return stub
+        self._calls[address] += 1
+        try:
+            yield stub
+        finally:
+            self._calls[address] -= 1
+
+    async def keep(self, living: Collection[str]) -> None:
+        """Closes the channels to all other addresses than these, unless they are in use."""
+        for address in [each for each in self._stubs if each not in living and not self._calls[each]]:
+            del self._stubs[address], self._calls[address]
+            await self._directory.close_peer(address)
 
     async def deliver(self, tenant: str, address: str, turn_id: str) -> bool:
         """Has the owner of a turn look into its inbox; False when it is not heard of, or owns the turn no longer."""
         request = messages.DeliverInboxRequest(turn_id=turn_id)
-        with acting_as(tenant):
-            call = self.stub(address).DeliverInbox(request, timeout=SILENCE_SECONDS + _APPLIED_SECONDS)
+        async with self.reached(address) as stub:
+            with acting_as(tenant):
+                call = stub.DeliverInbox(request, timeout=SILENCE_SECONDS + _APPLIED_SECONDS)
+            return await self._applied(call, turn_id, address)
+
+    async def _applied(self, call: Any, turn_id: str, address: str) -> bool:
         async with upstream(call):
             try:
                 async with asyncio.timeout(SILENCE_SECONDS):

@@ -167,8 +167,9 @@ class LiveTurns:
 
     async def refresh(self, live: LiveTurn) -> None:
         """Takes in what the store has of a turn that is not run here."""
-        found = await self._store.read(lambda tx: read_turn(tx, live.tenant, live.row.turn_id))
-        if found is not None and live.task is None:
+        log, last = live.log, live.log.last_sequence
+        found = await self._store.read(lambda tx: read_turn(tx, live.tenant, live.row.turn_id, after=last))
+        if found is not None and live.task is None and live.log is log:
             live.row, events = found
             live.log.mirror(events, live.row.sequence_ceiling)
 
@@ -208,6 +209,7 @@ class LiveTurns:
         if cancel is not None:
             live.runner.cancel(cancel)
         live.lost = False
+        self._end_following(live)  # of one that came while the turn was claimed
         live.task = asyncio.create_task(self._run(live, live.runner, first), name=f"turn {live.row.turn_id}")
         self._note_unwatched(live)
 
@@ -316,10 +318,13 @@ class LiveTurns:
     def _take_place(self, live: LiveTurn, row: TurnRow, log: TurnLog) -> None:
         """Gives a turn the log that this process goes on with; who read the last one reads on in it."""
         last, live.row, live.log = live.log, row, log
-        if live.following is not None and live.following is not asyncio.current_task():
+        self._end_following(live)
+        last.replace()
+
+    def _end_following(self, live: LiveTurn) -> None:
+        if live.following is not None:
             live.following.cancel()
         live.following = None
-        last.replace()
 
     async def _run(self, live: LiveTurn, runner: TurnRunner, first: Sequence[event_pb2.StepEvent]) -> None:
         # After a pause or a restart another call goes on with the turn; its trace is the one it began in.

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from turnwire.agent.live.control import TurnControl
+    from turnwire.agent.live.peers import Peers
     from turnwire.agent.live.registry import LiveTurns
     from turnwire.agent.live.session_queue import Begun, SessionQueue
     from turnwire.agent.live.takeover import Takeover
@@ -39,8 +40,10 @@ class Upkeep:
         queue: SessionQueue,
         sessions: Sessions,
         settings: AgentSettings,
+        peers: Peers,
     ) -> None:
-        """Works on all tenants."""
+        """Works on all tenants; of `peers` it lets go of those that are gone."""
+        self._peers = peers
         self._store = store
         self._live = live
         self._takeover = takeover
@@ -87,7 +90,7 @@ class Upkeep:
             await self._start_queue(tenant, session_id)
 
     async def sweep(self) -> None:
-        """Fails expired pauses, erases sessions that are not kept, forgets old request ids.
+        """Fails expired pauses, erases sessions that are not kept, forgets old request ids and replicas.
 
         A turn that a defect has left without a task goes on as after a restart. It is taken when two sweeps have found
         it so in one epoch: one that was just accepted is about to be started.
@@ -114,6 +117,7 @@ class Upkeep:
         await self._store.write(requests.sweep)
         if not self._live.lease.exclusive:
             await self._store.write(leases.sweep)
+            await self._peers.keep(await self._store.read(leases.living))
 
     async def _again(self, work: Callable[[], Awaitable[None]], seconds: float | None = None) -> None:
         while True:

@@ -13,12 +13,17 @@ if TYPE_CHECKING:
     from turnwire.runtime.storage import Transaction
 
 
-async def read_turn(tx: Transaction, tenant: str, turn_id: str) -> tuple[TurnRow, list[event_pb2.StepEvent]] | None:
-    """Returns the row of a turn and its events as every reader sees them, or None."""
+async def read_turn(
+    tx: Transaction, tenant: str, turn_id: str, *, after: int = 0
+) -> tuple[TurnRow, list[event_pb2.StepEvent]] | None:
+    """Returns the row of a turn and its events after a number, as every reader sees them, or None."""
     row = await turns.get(tx, tenant, turn_id)
     if row is None:
         return None
-    return row, whole(turn_id, await events.of_turn(tx, tenant, turn_id))
+    stored = await events.of_turn(tx, tenant, turn_id, after=after)
+    if after and stored and stored[-1].WhichOneof("payload") == "turn_completed":
+        stored = await events.of_turn(tx, tenant, turn_id)  # the end of a turn has its text from a step before
+    return row, [event for event in whole(turn_id, stored) if event.sequence > after]
 
 
 def whole(turn_id: str, stored: list[event_pb2.StepEvent]) -> list[event_pb2.StepEvent]:

@@ -20,10 +20,13 @@ async def append(tx: Transaction, tenant: str, turn_id: str, events: Iterable[ev
     )
 
 
-async def of_turn(tx: Transaction, tenant: str, turn_id: str) -> list[event_pb2.StepEvent]:
-    """Returns the events of a turn, in order."""
+async def of_turn(tx: Transaction, tenant: str, turn_id: str, *, after: int = 0) -> list[event_pb2.StepEvent]:
+    """Returns the events of a turn that end after a number, in order."""
     rows = await tx.fetch(
-        "SELECT body FROM events WHERE tenant = $1 AND turn_id = $2 ORDER BY sequence", tenant, turn_id
+        "SELECT body FROM events WHERE tenant = $1 AND turn_id = $2 AND sequence > $3 ORDER BY sequence",
+        tenant,
+        turn_id,
+        after,
     )
     return [event_pb2.StepEvent.FromString(cast("bytes", row[0])) for row in rows]
 

@@ -54,6 +54,11 @@ async def address_of(tx: Transaction, instance_id: str) -> str | None:
     return str(row[0]) if row is not None else None
 
 
+async def living(tx: Transaction) -> set[str]:
+    """Returns where the processes are whose leases are good."""
+    return {str(row[0]) for row in await tx.fetch("SELECT address FROM leases WHERE expire_time > $1", await tx.now())}
+
+
 async def sweep(tx: Transaction) -> None:
     """Removes leases that ended long ago."""
     await tx.execute("DELETE FROM leases WHERE expire_time < $1", await tx.now() - _KEPT_SECONDS * 1_000_000)
