@@ -17,7 +17,7 @@ from tests.mesh.peers import running_peers
 from tests.mesh.slow_mesh import BANKS, SERVICES, fill_banks, providers, serving_vectors
 from tests.tool_executor.calling import searching
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2, event_pb2
-from turnwire.client.client import user_message
+from turnwire.client.client import Client, user_message
 from turnwire.common.v1 import retrieval_pb2
 from turnwire_gateway.methods import METHODS
 
@@ -63,9 +63,19 @@ async def _live(edge: Edge, protocol: str, request: agent_service_pb2.RunTurnReq
                 return [frame.event async for frame in frames if "data" in frame.fields]
 
 
+async def _call_completed(client: Client, turn_id: str) -> None:
+    """Returns when one of the turn's calls has its result."""
+    async with client.watch_turn(turn_id) as watching:
+        async for event in watching:
+            if event.WhichOneof("payload") == "tool_call_completed":
+                return
+    raise AssertionError("the turn ended without a call")
+
+
 async def test_the_whole_turn_is_one_fold_over_grpc_connect_grpc_web_and_sse():
     async with running_peers() as peers:
         peers.chunks = [_chunk("library"), _chunk("archive")]
+        peers.failing_waits_for = 2
         async with running_edge(rules=RULES, addresses=peers.addresses) as edge, edge.mesh.client() as client:
             session_id = await session_of(
                 client,
@@ -80,8 +90,9 @@ async def test_the_whole_turn_is_one_fold_over_grpc_connect_grpc_web_and_sse():
             began = [asyncio.Event() for _ in range(6)]
             protocols = ("connect", "grpc", "connect json", "grpc-web", "grpc-web-text", "sse")
             readers = [asyncio.create_task(_live(edge, protocols[0], request, began[0]))]
-            while peers.running < 1:  # the slow tool waits, and with it the turn
+            while peers.running < 1:
                 await asyncio.sleep(0.01)
+            await _call_completed(client, "turn_whole")  # the slow tool waits, and with it the turn
             for protocol, event in zip(protocols[1:], began[1:], strict=True):
                 readers.append(asyncio.create_task(_live(edge, protocol, request, event)))
             await asyncio.gather(*(event.wait() for event in began))
@@ -149,10 +160,7 @@ async def test_the_whole_turn_of_the_real_services_is_one_fold_everywhere():
             began = [asyncio.Event() for _ in protocols]
             readers = [asyncio.create_task(_live(edge, protocols[0], request, began[0]))]
             await fake.asked.wait()
-            async with client.watch_turn("turn_real") as watching:
-                async for event in watching:
-                    if event.WhichOneof("payload") == "tool_call_completed":
-                        break  # the code has failed, and the search still waits
+            await _call_completed(client, "turn_real")  # the code has failed, and the search still waits
             for protocol, event in zip(protocols[1:], began[1:], strict=True):
                 readers.append(asyncio.create_task(_live(edge, protocol, request, event)))
             await asyncio.gather(*(event.wait() for event in began))

@@ -306,6 +306,7 @@ async def test_tools_of_the_mesh_run_before_the_turn_waits_for_its_caller():
 
 async def test_cancelling_stops_the_calls_that_run_and_says_so():
     async with _mesh() as (_, peers, client):
+        peers.failing_waits_for = 2
         stream = client.run_turn(await session_of(client, tools=[_tool("slow"), _tool("failing")]), "both")
         answer = None
         async with stream:
