@@ -15,6 +15,7 @@ import structlog
 from turnwire.common.v1.inspect_service_pb2_grpc import add_InspectServiceServicer_to_server
 from turnwire.errors import IsolationUnavailable, TurnwireError
 from turnwire.ids import new_id
+from turnwire.runtime import failpoints
 from turnwire.runtime.context import ServiceContext
 from turnwire.runtime.directory import Directory
 from turnwire.runtime.extras import ExtraMissing, imported
@@ -77,6 +78,7 @@ async def hosting(
     secret = environ.get(MESH_SECRET) or settings.access.mesh_secret
     instance_id = new_id("inst")
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(failpoints.armed(names, environ))
         traces = _traces(settings, instance_id)
         if traces is not None:
             stack.push_async_callback(traces.close)
