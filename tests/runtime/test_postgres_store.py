@@ -16,6 +16,7 @@ import psutil
 import pytest
 import structlog
 
+from tests.runtime.notes import ONE, SCHEMA, adding, numbers
 from tests.runtime.serving import ROOT
 from turnwire.cli.stores import SCHEMAS, schema_of
 from turnwire.errors import SchemaUnsupported, StoreUnavailable
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 
     from turnwire.runtime.storage import Transaction
 
-ONE = Migration(1, ("CREATE TABLE notes (number BIGINT PRIMARY KEY, text TEXT)",))
-SCHEMA = Schema("notes", (ONE,))
-
 
 @asynccontextmanager
 async def opened(url: str, schema: Schema = SCHEMA, **arguments: Any) -> AsyncGenerator[PostgresStore]:
@@ -41,20 +39,6 @@ async def opened(url: str, schema: Schema = SCHEMA, **arguments: Any) -> AsyncGe
         yield store
     finally:
         await store.close()
-
-
-def adding(number: int, text: str = "") -> Callable[[Transaction], Awaitable[int]]:
-    async def unit(tx: Transaction) -> int:
-        return await tx.execute("INSERT INTO notes (number, text) VALUES ($1, $2)", number, text)
-
-    return unit
-
-
-async def numbers(store: PostgresStore) -> list[Any]:
-    async def unit(tx: Transaction) -> list[Any]:
-        return [row[0] for row in await tx.fetch("SELECT number FROM notes ORDER BY number")]
-
-    return await store.read(unit)
 
 
 @pytest.fixture
@@ -323,7 +307,7 @@ async def test_a_process_that_is_stopped_within_a_transaction_holds_nobody_up(ow
     """The server ends a transaction that nobody goes on with: its locks would last as long as the process."""
     script = """
 import asyncio, os, signal, sys
-from tests.runtime.test_postgres_store import SCHEMA, opened
+from tests.runtime.test_postgres_store import opened
 async def main():
     async with opened(sys.argv[1]) as store:
         async def unit(tx):

@@ -8,24 +8,21 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.runtime.notes import ONE, SCHEMA, adding, numbers
 from tests.runtime.serving import ROOT
 from turnwire.errors import SchemaUnsupported, StoreUnavailable
 from turnwire.runtime.storage import Migration, Schema, SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from collections.abc import AsyncGenerator
     from pathlib import Path
 
     from turnwire.runtime.storage import Transaction
-
-ONE = Migration(1, ("CREATE TABLE notes (number BIGINT PRIMARY KEY, text TEXT)",))
-SCHEMA = Schema("notes", (ONE,))
 
 
 @asynccontextmanager
@@ -35,20 +32,6 @@ async def opened(path: Path, schema: Schema = SCHEMA) -> AsyncGenerator[SqliteSt
         yield store
     finally:
         await store.close()
-
-
-def adding(number: int, text: str = "") -> Callable[[Transaction], Awaitable[int]]:
-    async def unit(tx: Transaction) -> int:
-        return await tx.execute("INSERT INTO notes (number, text) VALUES ($1, $2)", number, text)
-
-    return unit
-
-
-async def numbers(store: SqliteStore) -> list[int]:
-    async def unit(tx: Transaction) -> list[Any]:
-        return [row[0] for row in await tx.fetch("SELECT number FROM notes ORDER BY number")]
-
-    return await store.read(unit)
 
 
 class Gate:
@@ -158,15 +141,6 @@ async def test_what_is_queued_is_committed_before_the_store_closes(path: Path):
         assert list(range(10)) == await numbers(store)
 
 
-async def test_a_closed_store_says_so_and_does_not_hang(path: Path):
-    async with opened(path) as store:
-        pass
-    with pytest.raises(StoreUnavailable, match="is closed"):
-        await store.write(adding(1))
-    with pytest.raises(StoreUnavailable, match="is closed"):
-        await numbers(store)
-
-
 async def test_a_read_sees_one_state_of_the_database(path: Path):
     first, second = threading.Event(), threading.Event()
 
@@ -187,13 +161,6 @@ async def test_a_read_sees_one_state_of_the_database(path: Path):
         assert [1, 2] == await numbers(store)
 
 
-async def test_a_read_cannot_write(path: Path):
-    async with opened(path) as store:
-        with pytest.raises(StoreUnavailable, match="readonly"):
-            await store.read(adding(1))
-        assert [] == await numbers(store)
-
-
 async def test_the_loop_goes_on_while_the_writer_works(path: Path):
     async with opened(path) as store:
         gate = Gate()
@@ -207,44 +174,6 @@ async def test_the_loop_goes_on_while_the_writer_works(path: Path):
         gate.open.set()
         await held
         assert 100 == ticks
-
-
-# What replicas share
-
-
-async def test_a_unit_and_the_store_tell_the_time_by_one_clock(path: Path):
-    async with opened(path) as store:
-        before = await store.now()
-        within = await store.write(lambda tx: tx.now())
-        reading = await store.read(lambda tx: tx.now())
-        after = await store.now()
-    assert [before, within, reading, after] == sorted([before, within, reading, after])
-    assert abs(time.time() - after / 1_000_000) < 60
-
-
-async def test_a_notice_is_heard_after_the_commit_and_never_without_one(path: Path):
-    heard: asyncio.Queue[str] = asyncio.Queue()
-
-    async def tells(tx: Transaction) -> None:
-        await adding(1)(tx)
-        await tx.notify("notes", "there is a note")
-
-    async def fails(tx: Transaction) -> None:
-        await tx.notify("notes", "there is none")
-        raise KeyError("of the unit")
-
-    async with opened(path) as store:
-        end = store.listen("notes", heard.put_nowait)
-        store.listen("others", heard.put_nowait)
-        with pytest.raises(KeyError):
-            await store.write(fails)
-        await store.write(tells)
-        assert "there is a note" == await asyncio.wait_for(heard.get(), 10)
-        assert [1] == await numbers(store)
-        end()
-        await store.write(lambda tx: tx.notify("notes", "nobody listens"))
-        await store.write(lambda tx: tx.notify("others", "the end"))
-        assert "the end" == await asyncio.wait_for(heard.get(), 10)
 
 
 # Schemas
@@ -264,17 +193,6 @@ async def test_a_newer_schema_is_refused_and_left_as_it_is(path: Path):
     # The refusal has let go of the lock.
     async with opened(path, newer) as store:
         assert [1] == await numbers(store)
-
-
-async def test_an_older_schema_is_brought_up_to_date_with_what_it_holds(path: Path):
-    async with opened(path) as store:
-        await store.write(adding(1))
-    newer = Schema("notes", (ONE, Migration(2, ("ALTER TABLE notes ADD COLUMN more TEXT DEFAULT 'yes'",))))
-    async with opened(path, newer) as store:
-        assert [("yes",)] == await store.read(lambda tx: tx.fetch("SELECT more FROM notes"))
-    with pytest.raises(SchemaUnsupported):
-        async with opened(path):
-            pass
 
 
 async def test_a_migration_that_fails_leaves_the_version_before_it(path: Path):
@@ -317,7 +235,7 @@ async def test_a_file_that_is_broken_inside_is_told_as_such(path: Path):
 _WRITER = """
 import asyncio, sys
 from pathlib import Path
-from tests.runtime.test_storage import SCHEMA, adding, numbers
+from tests.runtime.notes import SCHEMA, adding, numbers
 from turnwire.runtime.storage import SqliteStore
 
 async def main():
@@ -378,7 +296,8 @@ async def test_a_second_process_is_refused_and_told_who_has_it(path: Path):
 _FULL = """
 import asyncio, resource, sys
 from pathlib import Path
-from tests.runtime.test_storage import SCHEMA, Gate, adding, numbers
+from tests.runtime.notes import SCHEMA, adding, numbers
+from tests.runtime.test_storage import Gate
 from turnwire.errors import StoreUnavailable
 from turnwire.runtime.storage import SqliteStore
 

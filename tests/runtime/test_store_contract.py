@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.runtime.notes import ONE, SCHEMA, adding, numbers
 from turnwire.errors import SchemaUnsupported, StoreUnavailable
 from turnwire.runtime.storage import Migration, Schema, SqliteStore, Store
 from turnwire.runtime.storage.postgres import PostgresStore
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from turnwire.runtime.storage import Transaction
 
     Opened = Callable[..., AbstractAsyncContextManager[Any]]
-
-ONE = Migration(
-    1,
-    (
-        "CREATE TABLE notes (number BIGINT PRIMARY KEY, text TEXT NOT NULL, body BYTEA, weight DOUBLE PRECISION)",
-        "CREATE INDEX notes_by_text ON notes (text) WHERE text <> ''",
-    ),
-)
-SCHEMA = Schema("notes", (ONE,))
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
@@ -48,20 +40,6 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Opened:
             await store.close()
 
     return open_store
-
-
-def adding(number: int, text: str = "") -> Callable[[Transaction], Awaitable[int]]:
-    async def unit(tx: Transaction) -> int:
-        return await tx.execute("INSERT INTO notes (number, text) VALUES ($1, $2)", number, text)
-
-    return unit
-
-
-async def numbers(store: Store) -> list[Any]:
-    async def unit(tx: Transaction) -> list[Any]:
-        return [row[0] for row in await tx.fetch("SELECT number FROM notes ORDER BY number")]
-
-    return await store.read(unit)
 
 
 # Groups
@@ -404,6 +382,9 @@ async def test_an_older_schema_is_brought_up_to_date_with_what_it_holds(opened: 
     newer = Schema("notes", (ONE, Migration(2, ("ALTER TABLE notes ADD COLUMN more TEXT DEFAULT 'yes'",))))
     async with opened(newer) as store:
         assert [("yes",)] == await store.read(lambda tx: tx.fetch("SELECT more FROM notes"))
+    with pytest.raises(SchemaUnsupported):
+        async with opened():
+            pass
 
 
 async def test_a_migration_that_fails_leaves_the_version_before_it(opened: Opened):
