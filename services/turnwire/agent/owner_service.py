@@ -40,11 +40,7 @@ class TurnOwnerServicer(TurnOwnerServiceServicer):
         self, request: messages.FollowTurnRequest, context: Context
     ) -> AsyncIterator[event_pb2.StepEvent]:
         """Streams the events of a turn that this process runs."""
-        violations = Violations()
-        validation.check_id(violations, "turn_id", request.turn_id)
-        if request.after_sequence < 0:
-            violations.add("after_sequence", f"must not be negative; it is {request.after_sequence}")
-        violations.raise_if_any()
+        validation.check_position(request)
         async with self._live.opened(current().tenant, request.turn_id) as live:
             if live.task is None:
                 raise NotOwner(request.turn_id)

@@ -182,11 +182,7 @@ class AgentServicer(AgentServiceServicer):
         self, request: messages.WatchTurnRequest, context: Context
     ) -> AsyncIterator[event_pb2.StepEvent]:
         """Streams the events of a turn after a position."""
-        violations = Violations()
-        validation.check_id(violations, "turn_id", request.turn_id)
-        if request.after_sequence < 0:
-            violations.add("after_sequence", f"must not be negative; it is {request.after_sequence}")
-        violations.raise_if_any()
+        validation.check_position(request)
         events = self._stream(
             current().tenant, request.turn_id, request.after_sequence, follow_pauses=request.follow_pauses
         )

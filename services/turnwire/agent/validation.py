@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError
 
 from turnwire.agent.turn.config import MEMORY_SEARCH
-from turnwire.agent.v1 import agent_pb2, agent_service_pb2, turn_pb2
+from turnwire.agent.v1 import agent_pb2, agent_service_pb2, turn_owner_service_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2, generation_pb2, message_pb2
 from turnwire.errors import Unimplemented
 from turnwire.runtime.validation import Violations
@@ -272,6 +272,15 @@ def _refuse_unbuilt(config: agent_pb2.AgentConfig) -> None:
     for feature, used in unbuilt.items():
         if used:
             raise Unimplemented(feature)
+
+
+def check_position(request: agent_service_pb2.WatchTurnRequest | turn_owner_service_pb2.FollowTurnRequest) -> None:
+    """Requires a turn and a position in its log."""
+    violations = Violations()
+    check_id(violations, "turn_id", request.turn_id)
+    if request.after_sequence < 0:
+        violations.add("after_sequence", f"must not be negative; it is {request.after_sequence}")
+    violations.raise_if_any()
 
 
 def check_run_turn(request: agent_service_pb2.RunTurnRequest) -> None:
