@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,10 +18,8 @@ from turnwire.agent.v1 import agent_service_pb2
 from turnwire.client.client import user_message
 from turnwire.errors import NotFound, TurnwireError, Unauthenticated
 from turnwire.runtime.hosting import MESH_SECRET
+from turnwire.runtime.telemetry import Lines
 from turnwire.testing.mesh import running_mesh
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 KEY = "the-key-of-ann-long-enough"
@@ -151,6 +151,38 @@ def test_the_level_is_what_was_set():
     assert "small" in _logged("json", "debug").stderr
     told = _events(_logged("json", "error").stderr)
     assert ["failed", "it failed"] == [event["event"] for event in told]
+
+
+def test_a_log_on_a_full_disk_stops_nothing():
+    script = _SCRIPT.format(format="json", level="info") + "\nprint('went on')"
+    environ = {"PYTHONPATH": str(ROOT / "services")}
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-c", script]
+        ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=full, text=True, check=False, env=environ)
+
+    assert (0, "went on\n") == (ran.returncode, ran.stdout)
+
+
+def test_lines_that_were_lost_are_counted_when_there_is_room_again():
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    lines = Lines(write_end)
+    try:
+        lines.write("x" * 200_000 + "\n")  # more than fits
+        lines.write("lost\n")
+        torn = os.read(read_end, 1 << 20)
+        lines.write("kept\n")
+        lines.write("and kept\n")
+        rest = os.read(read_end, 1 << 20).decode()
+    finally:
+        os.close(read_end)
+        os.close(write_end)
+
+    assert torn.strip(b"x") == b""
+    begun, told, *kept = rest.splitlines()
+    assert "" == begun
+    assert {"event": "log_lines_lost", "level": "warning", "count": 2} == json.loads(told)
+    assert ["kept", "and kept"] == kept
 
 
 def _calls(path: Path) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import json
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import structlog
 
@@ -14,8 +16,51 @@ if TYPE_CHECKING:
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
+class Lines(io.TextIOBase):
+    """Writes logs, which may lie on a disk that is full: what cannot be written is lost, and never the work with it.
+
+    The first line that can be written again is preceded by one that says how many were lost.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Writes to an open file, which stays open."""
+        # Without a buffer: what failed once would be tried again with all that comes later, and fail again.
+        self._file = io.FileIO(descriptor, "w", closefd=False)
+        self._lost = 0
+        self._torn = False
+        """Whether the last line was written in part."""
+
+    def write(self, text: str, /) -> int:
+        """Writes lines, or counts them."""
+        data = text.encode("utf-8", "backslashreplace")
+        if self._lost:
+            told = json.dumps({"event": "log_lines_lost", "level": "warning", "count": self._lost}).encode() + b"\n"
+            if not self._put(b"\n" + told if self._torn else told):
+                self._lost += 1
+                return len(text)
+            self._lost = 0
+        if not self._put(data):
+            self._lost += 1
+        return len(text)
+
+    def _put(self, data: bytes) -> bool:
+        rest = memoryview(data)
+        try:
+            while rest:
+                written = self._file.write(rest)
+                if not written:
+                    raise BlockingIOError  # a pipe that is not read
+                rest = rest[written:]
+        except OSError:
+            self._torn = self._torn or 0 < len(rest) < len(data)
+            return False
+        self._torn = False
+        return True
+
+
 def configure_logs(settings: TelemetrySettings, service: str) -> None:
     """Sends all logs of the process, those of libraries too, to standard error in one form."""
+    lines = cast("TextIO", Lines(sys.stderr.fileno()))
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -34,10 +79,10 @@ def configure_logs(settings: TelemetrySettings, service: str) -> None:
     structlog.configure(
         processors=[*shared, *tail],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=lines),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(lines)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail]
