@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from xdist.remote import Producer
     from xdist.scheduler import LoadFileScheduling
 
+_LANE = re.compile(r"\[(\w+-lane\d+)-")
+
 
 def pytest_sessionstart() -> None:
     """Takes the ports of this process before a test could take all."""
@@ -28,7 +31,8 @@ def pytest_sessionstart() -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
     """Returns what gives the tests to the workers file by file, and all files with the embedded model to one worker.
 
-    The tests of a file share fixtures. The model is loaded once, and no two models share the processor.
+    The tests of a file share fixtures. The model is loaded once, and no two models share the processor. A file whose
+    tests say in which lane they are, as `[sqlite-lane1-7]`, is given to as many workers as it has lanes.
     """
     from xdist.scheduler import LoadFileScheduling
 
@@ -37,6 +41,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.partition("::")[0]
+            if lane := _LANE.search(nodeid):
+                return f"{file} {lane.group(1)}"
             return "the model" if _runs_the_model(config.rootpath / file) else file
 
     return Files(config, log)

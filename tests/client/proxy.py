@@ -15,13 +15,13 @@ class Proxy:
 
     def __init__(self, target: str) -> None:
         """`target` is the `host:port` of the server."""
-        self._host, _, port = target.rpartition(":")
-        self._port = int(port)
+        self.lead_to(target)
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._pumps: set[asyncio.Task[None]] = set()
-        self._flowing = asyncio.Event()
-        self._flowing.set()
+        self._flowing = {True: asyncio.Event(), False: asyncio.Event()}
+        """Whether answers (True) and requests (False) are passed on."""
+        self.release()
         self.delay = 0.0
         """Each piece of the answer comes so many seconds late."""
         self.refuses = False
@@ -29,6 +29,11 @@ class Proxy:
         self.accepted = 0
         """Connections so far."""
         self.address = ""
+
+    def lead_to(self, target: str) -> None:
+        """Leads new connections to another server."""
+        self._host, _, port = target.rpartition(":")
+        self._port = int(port)
 
     async def open(self) -> None:
         """Begins to listen on a free port."""
@@ -40,7 +45,7 @@ class Proxy:
         """Cuts everything and stops listening."""
         assert self._server is not None
         self._server.close()
-        self._flowing.set()
+        self.release()
         self.cut()
         for pump in list(self._pumps):
             pump.cancel()
@@ -51,13 +56,16 @@ class Proxy:
         for writer in list(self._writers):
             writer.transport.abort()
 
-    def hold(self) -> None:
-        """Passes nothing on any more, in either direction, of old connections and new ones; nobody is told."""
-        self._flowing.clear()
+    def hold(self, *, requests: bool = True, answers: bool = True) -> None:
+        """Passes nothing on any more, in these directions, of old connections and new ones; nobody is told."""
+        for back, held in ((True, answers), (False, requests)):
+            if held:
+                self._flowing[back].clear()
 
     def release(self) -> None:
         """Passes on what was held."""
-        self._flowing.set()
+        for flowing in self._flowing.values():
+            flowing.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -78,7 +86,7 @@ class Proxy:
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, back: bool) -> None:
         try:
             while data := await source.read(65536):
-                await self._flowing.wait()
+                await self._flowing[back].wait()
                 if back and self.delay:
                     await asyncio.sleep(self.delay)
                 sink.write(data)

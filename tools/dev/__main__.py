@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
 
-from tools.dev import generation, stages
+from tools.dev import faults, generation, stages
 from tools.dev.layout import ROOT
 
 
@@ -24,8 +23,7 @@ def main(arguments: list[str]) -> int:
         case "ci":
             return stages.ci()
         case "faults":
-            chosen = _faults_parser().parse_args(rest)
-            return stages.faults(chosen.count, chosen.seed)
+            return faults.run([*stages.PYTEST, *stages.ON_ALL_CORES], rest)
         case "generate":
             return generation.write()
         case "format":
@@ -35,13 +33,6 @@ def main(arguments: list[str]) -> int:
         case _:
             sys.stderr.write(f"no such command: {command}\n")
             return 2
-
-
-def _faults_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="./dev faults", description="Hit turns with seeded faults.")
-    parser.add_argument("count", type=int, nargs="?", default=24, metavar="N", help="how many [24]")
-    parser.add_argument("--seed", type=int, default=1, help="which ones [1]")
-    return parser
 
 
 if __name__ == "__main__":

@@ -44,12 +44,15 @@ _SOURCE = str(Path(__file__).resolve().parents[2])
 class RunningMesh:
     """The services of a test."""
 
-    def __init__(self, topology: Topology, settings: Settings, folder: Path) -> None:
+    def __init__(
+        self, topology: Topology, settings: Settings, folder: Path, environ: Mapping[str, str] | None = None
+    ) -> None:
         """Use `running_mesh`."""
         self.topology = topology
         self.settings = settings
         self.folder = folder
         self._config = folder / "turnwire.yaml"
+        self._environ = environ or {}
         self._hosts: dict[str, tuple[AsyncExitStack, Host]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._config.write_text(json.dumps(json.loads(settings.model_dump_json())), encoding="utf-8")
@@ -129,7 +132,7 @@ class RunningMesh:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=os.environ | {"PYTHONPATH": path},
+                env={**os.environ, "PYTHONPATH": path, **self._environ},
             )
         self._processes[service] = process
         await self._healthy(service, process)
@@ -160,10 +163,12 @@ async def running_mesh(
     rules: Sequence[Mapping[str, Any]] = (),
     services: Sequence[str] = ("inference", "agent"),
     folder: Path | None = None,
+    environ: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> AsyncGenerator[RunningMesh]:
     """Gives a mesh whose model follows `rules` (see `turnwire.testing.scripted`); stopped on exit.
 
+    `environ` is what processes have in their environment besides that of this one, as `TURNWIRE_FAILPOINTS`.
     Further arguments are sections of the settings, as `agent={"heartbeat_seconds": 1}`. The same `folder` again finds
     the same state. The agent `assistant` has a model and nothing else, unless `agent` says what its `assistant` has.
     """
@@ -182,7 +187,7 @@ async def running_mesh(
             **settings,
             "agent": {"assistant": _PLAIN, **settings.get("agent", {})},
         }
-        mesh = RunningMesh(topology, Settings.model_validate(values), place)
+        mesh = RunningMesh(topology, Settings.model_validate(values), place, environ)
         try:
             for service in services:
                 await mesh.start(service)

