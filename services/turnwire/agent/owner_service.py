@@ -11,6 +11,7 @@ from turnwire.agent.log.turn_log import LogReplaced
 from turnwire.agent.v1 import turn_owner_service_pb2 as messages
 from turnwire.agent.v1.turn_owner_service_pb2_grpc import TurnOwnerServiceServicer
 from turnwire.errors import NotOwner
+from turnwire.runtime.failpoints import declare_methods
 from turnwire.runtime.identity import current
 from turnwire.runtime.validation import Violations
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     Context = grpc.aio.ServicerContext[Any, Any]
 
 _HEARTBEAT_SECONDS = 15.0
+declare_methods(messages.DESCRIPTOR.services_by_name["TurnOwnerService"], "FollowTurn", "DeliverInbox")
 
 
 class TurnOwnerServicer(TurnOwnerServiceServicer):

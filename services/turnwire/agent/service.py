@@ -13,6 +13,7 @@ from turnwire.agent.v1 import agent_service_pb2 as messages
 from turnwire.agent.v1 import turn_pb2
 from turnwire.agent.v1.agent_service_pb2_grpc import AgentServiceServicer
 from turnwire.errors import SequenceOutOfRange
+from turnwire.runtime.failpoints import declare_methods
 from turnwire.runtime.identity import current
 from turnwire.runtime.unimplemented import unimplemented
 from turnwire.runtime.validation import Violations
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from turnwire.agent.v1 import event_pb2
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+declare_methods(
+    messages.DESCRIPTOR.services_by_name["AgentService"], "RunTurn", "WatchTurn", "CancelTurn", "SubmitTurnInput"
+)
 
 
 @dataclass(frozen=True, slots=True)

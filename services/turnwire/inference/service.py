@@ -11,6 +11,7 @@ from turnwire.inference import validation
 from turnwire.inference.v1 import inference_service_pb2 as messages
 from turnwire.inference.v1 import model_pb2
 from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceServicer
+from turnwire.runtime.failpoints import Failpoint, declare_methods
 from turnwire.runtime.identity import current
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from turnwire.inference.registry import Models
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+declare_methods(messages.DESCRIPTOR.services_by_name["InferenceService"], "ChatCompletion", "Embed")
+_FIRST = Failpoint("inference.first_chunk")
 
 
 class InferenceServicer(InferenceServiceServicer):
@@ -47,6 +51,7 @@ class InferenceServicer(InferenceServiceServicer):
                     _complete_timings(piece.completed, first)
                 elif first is None:
                     first = time.monotonic() - begun
+                    await _FIRST.reached()
                 yield piece
 
     async def Completion(

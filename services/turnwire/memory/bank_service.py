@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from turnwire.memory import validation
 from turnwire.memory.v1 import memory_bank_service_pb2 as messages
 from turnwire.memory.v1.memory_bank_service_pb2_grpc import MemoryBankServiceServicer
+from turnwire.runtime.failpoints import declare_methods
 from turnwire.runtime.identity import current
 from turnwire.runtime.paging import decode_position, encode_position, page_size
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from turnwire.memory.registry import Banks
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+declare_methods(messages.DESCRIPTOR.services_by_name["MemoryBankService"], "RegisterMemoryBank")
 
 
 class MemoryBankServicer(MemoryBankServiceServicer):

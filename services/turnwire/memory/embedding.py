@@ -9,6 +9,7 @@ import grpc
 
 from turnwire.errors import ModelCapability, NotServed, ProviderError, from_rpc_error
 from turnwire.inference.v1 import inference_service_pb2, model_pb2, model_service_pb2
+from turnwire.runtime.failpoints import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from turnwire.inference.v1.model_service_pb2_grpc import ModelServiceStub
 
 _SECONDS = 60.0
+_EMBEDDING = Boundary("memory.embedded")
 _BATCH = 16
 """Texts of one call, of the 512 that it may have: a question waits for no more than that, and progress is told."""
 
@@ -88,7 +90,8 @@ class Embeddings:
     async def _embed(self, address: str, texts: Sequence[str]) -> list[Sequence[float]]:
         request = inference_service_pb2.EmbedRequest(model=address, texts=texts)
         try:
-            response = await self._inference.Embed(request, timeout=_SECONDS)
+            async with _EMBEDDING:
+                response = await self._inference.Embed(request, timeout=_SECONDS)
         except grpc.RpcError as error:
             raise from_rpc_error(error, service="inference") from error
         answered = f"{response.provider_id}/{response.model_id}"

@@ -17,6 +17,7 @@ from turnwire.memory.store import banks as stored_banks
 from turnwire.memory.store import documents as stored
 from turnwire.memory.store.documents import Stored
 from turnwire.memory.v1 import document_pb2
+from turnwire.runtime.failpoints import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Sequence
@@ -32,6 +33,11 @@ if TYPE_CHECKING:
     Tell = Callable[..., None]
 
 _log = structlog.get_logger(__name__)
+_REMEMBERING = Boundary("memory.request_remembered")
+_ANNOUNCING = Boundary("memory.version_announced")
+_STORING = Boundary("memory.chunks_stored")
+_SHOWING = Boundary("memory.version_shown")
+_CLEARING = Boundary("memory.version_cleared")
 _AT_ONCE = 2
 """Documents in work at once: one is read while another one's vectors are made."""
 _ENDS = frozenset(
@@ -86,7 +92,8 @@ class Insertion:
 
         # What failed for a passing reason has to be tried again, not told again.
         if request_id and not any(end.failure.retryable for end in ends):
-            await self._store.write(remember)
+            async with _REMEMBERING:
+                await self._store.write(remember)
 
     async def insert(self, bank: Bank, documents: Sequence[document_pb2.Document]) -> AsyncGenerator[Progress]:
         """Puts documents into a bank; one that fails stops no other."""
@@ -207,7 +214,8 @@ class Insertion:
             return await stored.show(tx, bank.uid, version, prepared.chunks)
 
         async with self._banks.lock(bank.uid):
-            hidden = await self._store.write(announce)
+            async with _ANNOUNCING:
+                hidden = await self._store.write(announce)
             entry = Entry(
                 revision=revision,
                 document_id=prepared.message.document_id,
@@ -219,12 +227,14 @@ class Insertion:
                 hidden=hidden,
             )
             try:
-                await provider.put(place, entry)
+                async with _STORING:
+                    await provider.put(place, entry)
             except BaseException:
                 # Left hidden if this fails too, or is cancelled; the sweep removes it then.
                 await asyncio.shield(self._clear(bank, [revision]))
                 raise
-            replaced = await self._store.write(show)
+            async with _SHOWING:
+                replaced = await self._store.write(show)
         if replaced is not None:
             await self._clear(bank, [replaced])
         return replaced != revision
@@ -240,4 +250,5 @@ class Insertion:
         except TurnwireError as error:
             _log.warning("versions_left", bank_id=bank.message.bank_id, count=len(revisions), error=error.message)
             return
-        await self._store.write(unit)
+        async with _CLEARING:
+            await self._store.write(unit)

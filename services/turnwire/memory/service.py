@@ -10,6 +10,7 @@ from turnwire.memory import validation
 from turnwire.memory.store import documents as stored
 from turnwire.memory.v1 import memory_service_pb2 as messages
 from turnwire.memory.v1.memory_service_pb2_grpc import MemoryServiceServicer
+from turnwire.runtime.failpoints import declare_methods
 from turnwire.runtime.identity import current
 from turnwire.runtime.paging import decode_position, encode_position, page_size
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from turnwire.runtime.storage import Store, Transaction
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+declare_methods(messages.DESCRIPTOR.services_by_name["MemoryService"], "InsertDocuments", "Query")
 
 
 class MemoryServicer(MemoryServiceServicer):

@@ -25,10 +25,13 @@ import structlog
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
+    from google.protobuf.descriptor import ServiceDescriptor
+
 _log = structlog.get_logger(__name__)
 
 VARIABLE = "TURNWIRE_FAILPOINTS"
 _names: set[str] = set()
+_methods: dict[str, MethodFailpoints] = {}
 
 
 class Failpoint:
@@ -56,6 +59,68 @@ class Failpoint:
         driver = Failpoint._driver
         if driver is not None:
             await driver.hold(self.name)
+
+
+class Boundary:
+    """Something that a fault can come before or after, as a commit, or a call of another service: `async with` it.
+
+    Nothing is after what has failed.
+    """
+
+    __slots__ = ("after", "before")
+
+    def __init__(self, name: str) -> None:
+        """Declares `<name>.before` and `<name>.after`."""
+        self.before = Failpoint(f"{name}.before")
+        self.after = Failpoint(f"{name}.after")
+
+    async def __aenter__(self) -> None:
+        """Reaches the one before."""
+        await self.before.reached()
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        """Reaches the one after."""
+        if kind is None:
+            await self.after.reached()
+
+
+class MethodFailpoints:
+    """Those of an RPC where it is served."""
+
+    __slots__ = ("between", "ended", "first", "received")
+
+    def __init__(self, name: str, *, streams: bool) -> None:
+        """Declares `<name>.received` and `.ended`; of a stream also `.first` and `.between`."""
+        self.received = Failpoint(f"{name}.received")
+        """Its caller is known, nothing was done yet."""
+        self.first = Failpoint(f"{name}.first") if streams else None
+        """The first message is there, and not sent."""
+        self.between = Failpoint(f"{name}.between") if streams else None
+        """A further message is there, and not sent."""
+        self.ended = Failpoint(f"{name}.ended")
+        """It has done all it does; its caller does not know yet."""
+
+    async def response(self, *, first: bool) -> None:
+        """Reaches the one before a message of a stream."""
+        point = self.first if first else self.between
+        if point is not None:
+            await point.reached()
+
+
+def declare_methods(service: ServiceDescriptor, *methods: str) -> None:
+    """Declares the failpoints of methods of a service, as `inference.ChatCompletion.received`.
+
+    Whatever serves them reaches them: nothing else has to be done for them.
+    """
+    part = service.full_name.split(".")[1]
+    for method in methods:
+        streams = bool(service.methods_by_name[method].server_streaming)
+        _methods[f"{service.full_name}/{method}"] = MethodFailpoints(f"{part}.{method}", streams=streams)
+
+
+def of_method(method: str) -> MethodFailpoints | None:
+    """Returns the failpoints of a method by its full name; None where none are declared."""
+    return _methods.get(method)
 
 
 def declared() -> tuple[str, ...]:

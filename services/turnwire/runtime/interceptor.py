@@ -22,6 +22,7 @@ from turnwire.errors import (
     Unimplemented,
 )
 from turnwire.ids import new_id
+from turnwire.runtime.failpoints import Failpoint, of_method
 from turnwire.runtime.identity import begin_call
 from turnwire.runtime.trace_context import next_traceparent, trace_id
 
@@ -126,6 +127,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return deserialize
 
     def _unary_behaviour(self, method: str, function: Any, *, streams_in: bool) -> Any:
+        points = of_method(method)
+
         async def behaviour(request: Any, context: Any) -> object:
             call = _Call(self, method, context)
             error: TurnwireError | None = None
@@ -133,7 +136,11 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             try:
                 call.begin()
                 taken = _checked_stream(request) if streams_in else _checked(request)
+                if points is not None:
+                    await points.received.reached()
                 response = await function(taken, context)
+                if points is not None:
+                    await points.ended.reached()
             except BaseException as raised:
                 error = call.typed(raised)
             finally:
@@ -145,20 +152,30 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         return behaviour
 
     def _stream_behaviour(self, method: str, function: Any, *, streams_in: bool) -> Any:
+        points = of_method(method)
+
         async def behaviour(request: Any, context: Any) -> AsyncIterator[object]:
             call = _Call(self, method, context)
             error: TurnwireError | None = None
             try:
                 call.begin()
                 taken = _checked_stream(request) if streams_in else _checked(request)
+                if points is not None:
+                    await points.received.reached()
                 result = function(taken, context)
                 if hasattr(result, "__aiter__"):
+                    sent = False
                     async with aclosing(result) as responses:
                         async for response in responses:
+                            if points is not None and Failpoint.armed:
+                                await points.response(first=not sent)
+                                sent = True
                             yield response
                 else:
                     # Not built yet: a coroutine that only raises.
                     await result
+                if points is not None:
+                    await points.ended.reached()
             except GeneratorExit:
                 call.cut()
                 raise

@@ -10,6 +10,7 @@ import structlog
 
 from turnwire.common.v1 import error_pb2, shield_pb2
 from turnwire.errors import TurnwireError
+from turnwire.runtime.failpoints import Boundary
 from turnwire.runtime.identity import remaining
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _log = structlog.get_logger(__name__)
 _MARGIN_SECONDS = 0.2
 """So much before the caller's deadline a shield is given up: the verdicts of the others still reach the caller."""
 _LEAST_SECONDS = 0.05
+_JUDGING = Boundary("safety.verdict")
 
 
 async def run_all(found: Sequence[Found], content: Content) -> list[shield_pb2.ShieldVerdict]:
@@ -39,7 +41,8 @@ async def _run(found: Found, content: Content) -> shield_pb2.ShieldVerdict:
         seconds = _seconds(provider.timeout_seconds)
         try:
             async with asyncio.timeout(seconds):
-                judgement = await provider.judge(shield, content, seconds)
+                async with _JUDGING:
+                    judgement = await provider.judge(shield, content, seconds)
             _tell(verdict, judgement, content)
         except TimeoutError:
             _fail(verdict, f"it took longer than {seconds:.3g} s", retryable=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from turnwire.runtime.failpoints import declare_methods
 from turnwire.runtime.identity import current
 from turnwire.runtime.unimplemented import unimplemented
 from turnwire.safety import validation
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from turnwire.safety.registry import Shields
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+declare_methods(safety_service_pb2.DESCRIPTOR.services_by_name["SafetyService"], "RunShields")
 
 
 class SafetyServicer(SafetyServiceServicer):

@@ -11,6 +11,7 @@ import structlog
 
 from turnwire.errors import NotFound, Overloaded, Unavailable
 from turnwire.ids import new_id
+from turnwire.runtime.failpoints import Failpoint
 from turnwire.sandbox_runner.cage import Broken, Cage
 from turnwire.sandbox_runner.engines.port import EngineUnusable
 from turnwire.sandbox_runner.pieces import Finished, Returned
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _SERVICE = "sandbox_runner"
+_BEGUN = Failpoint("sandbox_runner.cell_begun")
+_ENDED = Failpoint("sandbox_runner.cell_ended")
 Key = tuple[str, str]
 """Tenant and id."""
 
@@ -145,10 +148,12 @@ class Sandboxes:
             yield Started(restarted=sandbox.restarted, workspace_lost=sandbox.lost)
             sandbox.restarted = sandbox.lost = sandbox.fresh = False
             finished = False
+            await _BEGUN.reached()
             pieces = sandbox.cage.run(code, call_id, seconds, self._returned)
             try:
                 async for piece in pieces:
                     if isinstance(piece, Finished):
+                        await _ENDED.reached()
                         finished = True
                         sandbox.restarted = piece.ending not in {"completed", "raised"}
                     yield piece

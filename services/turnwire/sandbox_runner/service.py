@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from turnwire.common.v1 import error_pb2
 from turnwire.errors import InvalidArgument
+from turnwire.runtime.failpoints import declare_methods
 from turnwire.runtime.identity import current
 from turnwire.sandbox_runner import validation
 from turnwire.sandbox_runner.pieces import FilePiece, Finished, LeftOut, Notice, Removed, Text
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from turnwire.sandbox_runner.sandboxes import Sandboxes
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+declare_methods(messages.DESCRIPTOR.services_by_name["SandboxRunnerService"], "OpenSandbox", "WriteFiles", "RunCode")
 
 _TOOL = "code_interpreter"
 

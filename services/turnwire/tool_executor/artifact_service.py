@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from turnwire.errors import InvalidArgument
+from turnwire.runtime.failpoints import declare_methods
 from turnwire.runtime.identity import current
 from turnwire.runtime.paging import decode_position, encode_position, page_size
 from turnwire.tool_executor import validation
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.artifacts import Artifacts
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+declare_methods(messages.DESCRIPTOR.services_by_name["ArtifactService"], "UploadArtifact")
 
 _AFTER_ALL = (2**62, "")
 

@@ -14,6 +14,7 @@ from jsonschema import Draft202012Validator
 
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import Draining, Internal, InvalidArgument, NotServed, StoreUnavailable, TurnwireError
+from turnwire.runtime.failpoints import Failpoint
 from turnwire.runtime.identity import acting_as
 from turnwire.tool_executor import journal as journals
 from turnwire.tool_executor import results
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.workspaces import Changes
 
 _log = structlog.get_logger(__name__)
+_ANSWERED = Failpoint("tool_executor.tool_answered")
 
 _FAILED = execution_pb2.EXECUTION_STATE_FAILED
 _CANCELLED = execution_pb2.EXECUTION_STATE_CANCELLED
@@ -258,6 +260,7 @@ class Executions:
                         case Progress():
                             running.progress(piece.done, piece.total, piece.unit)
                         case Answer():
+                            await _ANSWERED.reached()
                             answer = piece
             if answer is None:
                 raise TurnwireError.cut(work.provider.provider_id)

@@ -16,6 +16,7 @@ import structlog
 
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import ExecutionNotInDoubt, IdempotencyConflict, NotFound, NotOwner, ResourceInUse
+from turnwire.runtime.failpoints import Boundary
 from turnwire.tool_executor import workspaces
 from turnwire.tool_executor.results import failed
 from turnwire.tool_executor.store import executions as stored
@@ -29,6 +30,30 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.workspaces import Changes
 
 _log = structlog.get_logger(__name__)
+
+PREPARED = execution_pb2.EXECUTION_STATE_PREPARED
+DISPATCHED = execution_pb2.EXECUTION_STATE_DISPATCHED
+_BOUNDARIES = {
+    state: Boundary(
+        f"tool_executor.{execution_pb2.ExecutionState.Name(state).removeprefix('EXECUTION_STATE_').lower()}"
+    )
+    for state in (
+        PREPARED,
+        DISPATCHED,
+        execution_pb2.EXECUTION_STATE_SUCCEEDED,
+        execution_pb2.EXECUTION_STATE_FAILED,
+        execution_pb2.EXECUTION_STATE_CANCELLED,
+        execution_pb2.EXECUTION_STATE_OUTCOME_UNKNOWN,
+    )
+}
+_FINDING = Boundary("tool_executor.found")
+_FENCING = Boundary("tool_executor.fenced")
+_STOPPING = Boundary("tool_executor.left_call_stopped")
+_DECISION = Boundary("tool_executor.resolved")
+_LEASE = Boundary("tool_executor.lease_held")
+_LEASE_END = Boundary("tool_executor.lease_ended")
+_RECOVERY = Boundary("tool_executor.recovered")
+
 STOPS = "tool_stops"
 """The topic of calls that the process which runs them is to stop."""
 KEPT_SECONDS = 30 * 24 * 3600
@@ -106,7 +131,8 @@ class Journal:
             _check_same(row, ask)
             return await self._seen(tx, row, here=here)
 
-        return await self._store.write(unit)
+        async with _FINDING:
+            return await self._store.write(unit)
 
     async def look(self, key: Key) -> Seen:
         """Returns how a call stands, and decides nothing.
@@ -145,7 +171,8 @@ class Journal:
             await stored.taken_up(tx, row.key, self._executor)
             return Seen(await _existing(tx, row.key), elsewhere=False), True
 
-        return await self._store.write(unit)
+        async with _BOUNDARIES[PREPARED]:
+            return await self._store.write(unit)
 
     async def dispatched(self, key: Key) -> bool:
         """Notes that a call is sent now; False when it may not be: it is no longer prepared, or no longer ours."""
@@ -153,7 +180,8 @@ class Journal:
         async def unit(tx: Transaction) -> bool:
             return await stored.dispatched(tx, key, self._executor)
 
-        return await self._store.write(unit)
+        async with _BOUNDARIES[DISPATCHED]:
+            return await self._store.write(unit)
 
     async def ended(
         self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, changes: Changes | None = None
@@ -170,7 +198,8 @@ class Journal:
                 await workspaces.note(tx, key[0], changes)
             return await _existing(tx, key)
 
-        return await self._store.write(unit)
+        async with _BOUNDARIES[state]:
+            return await self._store.write(unit)
 
     async def get(self, key: Key) -> ExecutionRow:
         """Returns a row.
@@ -223,7 +252,8 @@ class Journal:
             await stored.insert(tx, row)
             return Seen(row, elsewhere=False)
 
-        return await self._store.write(unit)
+        async with _FENCING:
+            return await self._store.write(unit)
 
     async def stop_left(self, key: Key) -> ExecutionRow:
         """Ends a call that no process has: nothing was sent that counts, or nobody knows what came of it."""
@@ -236,7 +266,8 @@ class Journal:
                 await stored.ended(tx, key, self._executor, execution_pb2.EXECUTION_STATE_CANCELLED, result)
             return await _existing(tx, key)
 
-        return await self._store.write(unit)
+        async with _STOPPING:
+            return await self._store.write(unit)
 
     async def resolve(self, key: Key, result: message_pb2.ToolResult | None) -> ExecutionRow:
         """Takes a decision about a call whose outcome was lost: it has a result, or stays unknown.
@@ -263,7 +294,8 @@ class Journal:
             await stored.resolved(tx, key, resolution, state, given.SerializeToString())
             return await _existing(tx, key)
 
-        return await self._store.write(unit)
+        async with _DECISION:
+            return await self._store.write(unit)
 
     async def hold(self, seconds: float | None) -> None:
         """Makes the lease of this process last from now; None: it holds the lock of its database, and is alone."""
@@ -273,11 +305,13 @@ class Journal:
                 await executors.end_all(tx)
             await executors.take(tx, self._executor, seconds)
 
-        await self._store.write(unit)
+        async with _LEASE:
+            await self._store.write(unit)
 
     async def release(self) -> None:
         """Gives the lease back: what this process has left is for whoever looks next."""
-        await self._store.write(lambda tx: executors.end(tx, self._executor))
+        async with _LEASE_END:
+            await self._store.write(lambda tx: executors.end(tx, self._executor))
 
     async def recover(self) -> int:
         """Decides about what processes without a lease have left open; returns how many outcomes are unknown now."""
@@ -290,7 +324,8 @@ class Journal:
                     await stored.taken_up(tx, row.key, row.executor)
             return lost
 
-        lost = await self._store.write(unit)
+        async with _RECOVERY:
+            lost = await self._store.write(unit)
         if lost:
             _log.warning("outcomes_unknown", executions=lost)
         return lost

@@ -6,6 +6,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from turnwire.errors import PermissionDenied
+from turnwire.runtime.failpoints import declare_methods
 from turnwire.runtime.identity import current
 from turnwire.tool_executor import validation
 from turnwire.tool_executor.v1 import tool_executor_service_pb2 as messages
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.executions import Executions
 
     Context = grpc.aio.ServicerContext[Any, Any]
+
+declare_methods(
+    messages.DESCRIPTOR.services_by_name["ToolExecutorService"], "ExecuteTool", "CancelExecution", "ResolveExecution"
+)
 
 
 class ToolExecutorServicer(ToolExecutorServiceServicer):

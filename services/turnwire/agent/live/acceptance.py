@@ -36,6 +36,7 @@ from turnwire.errors import (
 )
 from turnwire.fold import TurnFold
 from turnwire.ids import new_id, new_trace_id
+from turnwire.runtime.failpoints import Boundary, Failpoint
 from turnwire.runtime.identity import acting_as, traceparent
 from turnwire.runtime.trace_context import trace_id
 
@@ -52,6 +53,11 @@ if TYPE_CHECKING:
 
 
 _log = structlog.get_logger(__name__)
+
+_STARTED = Boundary("agent.turn_started")
+_QUEUED = Boundary("agent.turn_queued")
+"""Of a turn that may have to wait for others: whether it has to, only the commit knows."""
+_ACCEPTED = Failpoint("agent.accepted")
 
 
 @dataclass(slots=True, frozen=True)
@@ -139,8 +145,10 @@ class Acceptance:
         if accepted.row.status == turn_pb2.TURN_STATUS_QUEUED:
             self._interrupt(tenant, accepted.interrupts)
             return
+        await _ACCEPTED.reached()
         live = self._live.adopt(LiveTurn(tenant=tenant, row=accepted.row, log=log))
-        self._live.start(live, config)
+        if live is not None:
+            self._live.start(live, config)
 
     def _interrupt(self, tenant: str, request: agent_service_pb2.CancelTurnRequest | None) -> None:
         """Cancels what a turn interrupts. The wish is stored: whatever happens here, it comes true."""
@@ -239,7 +247,8 @@ class Acceptance:
                 await inbox.add(tx, tenant, interrupts.turn_id, entry)
             return _Accepted(row, planned, interrupts)
 
-        return await self._store.write(unit)
+        async with _STARTED if request.busy_policy <= agent_service_pb2.BUSY_POLICY_REJECT else _QUEUED:
+            return await self._store.write(unit)
 
 
 def _check_busy(request: agent_service_pb2.RunTurnRequest, before: list[TurnRow]) -> None:

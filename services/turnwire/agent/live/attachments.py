@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import grpc
 
 from turnwire.errors import from_rpc_error
+from turnwire.runtime.failpoints import Boundary
 from turnwire.tool_executor.v1 import artifact_service_pb2
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ MOST_INLINE = 8 * 1024
 """The largest attachment that stands in an event, in bytes."""
 _PIECE = 512 * 1024
 _SECONDS = 60.0
+_UPLOAD = Boundary("agent.attachment_uploaded")
 
 
 async def keep_large(
@@ -45,7 +47,8 @@ async def keep_large(
                 request_id=f"{turn_id}-{index}-{number}",
             )
             try:
-                response = await stub.UploadArtifact(_pieces(opened, content), timeout=_SECONDS)
+                async with _UPLOAD:
+                    response = await stub.UploadArtifact(_pieces(opened, content), timeout=_SECONDS)
             except grpc.RpcError as error:
                 raise from_rpc_error(error, service="tool_executor") from error
             attachment.artifact_id = response.artifact.artifact_id

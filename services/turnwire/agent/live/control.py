@@ -17,6 +17,7 @@ from turnwire.agent.turn.inputs import fresh_inputs
 from turnwire.agent.v1 import agent_service_pb2, event_pb2, turn_pb2
 from turnwire.errors import NotFound, NotOwner, TurnwireError
 from turnwire.ids import new_id
+from turnwire.runtime.failpoints import Boundary, Failpoint
 
 if TYPE_CHECKING:
     from turnwire.agent.live.live_turn import LiveTurn
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_ADDED = Failpoint("agent.inbox_added")
+_TAKEN = Failpoint("agent.inbox_taken")
+_REMOVAL = Boundary("agent.inbox_removed")
+_CANCELLING = Failpoint("agent.cancelling")
+_BURIAL = Boundary("agent.turn_buried")
 _PAUSE = 0.05
 _STARTS_SECONDS = 1.0
 """So long a turn of this process may be about to start."""
@@ -67,6 +73,7 @@ class TurnControl:
 
     async def _take_inbox(self, tenant: str, turn_id: str) -> None:
         for entry in await self._store.read(lambda tx: inbox.of_turn(tx, tenant, turn_id)):
+            await _TAKEN.reached()
             try:
                 if entry.kind == CANCEL:
                     await self._cancel(tenant, agent_service_pb2.CancelTurnRequest.FromString(entry.body), asks=False)
@@ -80,7 +87,8 @@ class TurnControl:
                     raise
                 _log.info("inbox_entry_dropped", turn_id=turn_id, entry_id=entry.entry_id, error=error.message)
             entry_id = entry.entry_id
-            await self._store.write(lambda tx, entry_id=entry_id: inbox.remove(tx, tenant, turn_id, entry_id))
+            async with _REMOVAL:
+                await self._store.write(lambda tx, entry_id=entry_id: inbox.remove(tx, tenant, turn_id, entry_id))
 
     async def _cancel(
         self, tenant: str, request: agent_service_pb2.CancelTurnRequest, *, asks: bool = True
@@ -113,6 +121,7 @@ class TurnControl:
 
     async def _end(self, live: LiveTurn, reason: str, entry: Entry, silent_epoch: int | None) -> Owner | None:
         """Ends a turn here, or returns the owner who has to. The turn's lock is held."""
+        await _CANCELLING.reached()
         if live.runner is not None and live.task is not None:
             live.runner.cancel(reason)
             await asyncio.wait([live.task])
@@ -120,6 +129,7 @@ class TurnControl:
             return None
         outcome = await self._live.claim(live, over_epoch=silent_epoch, otherwise=entry)
         if isinstance(outcome, Owner):
+            await _ADDED.reached()
             return outcome
         if isinstance(outcome, Claimed):
             turn = live.log.fold.turn
@@ -167,6 +177,7 @@ class TurnControl:
             return _submitted(live)
         outcome = await self._live.claim(live, otherwise=entry)
         if not isinstance(outcome, Claimed):
+            await _ADDED.reached()
             return outcome
         try:
             fresh = fresh_inputs(live.log.fold.turn, request.inputs)
@@ -197,7 +208,8 @@ class TurnControl:
                 return False
             raise NotFound("turn", turn_id)
 
-        return await self._store.write(unit)
+        async with _BURIAL:
+            return await self._store.write(unit)
 
 
 async def _until(live: LiveTurn, sequence: int) -> None:

@@ -17,6 +17,7 @@ from turnwire.agent.v1 import turn_pb2
 from turnwire.errors import TurnwireError, from_rpc_error
 from turnwire.fold import TERMINAL_STATUSES, SequenceGapError
 from turnwire.runtime.channels import upstream
+from turnwire.runtime.failpoints import Failpoint
 from turnwire.runtime.identity import acting_as
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_FOLLOWS = Failpoint("agent.owner_followed")
 _FIRST_PAUSE = 0.05
 _LONGEST_PAUSE = 1.0
 _LOOK_SECONDS = 1.0
@@ -153,6 +155,7 @@ class Following:
         log = live.log
         request = messages.FollowTurnRequest(turn_id=live.row.turn_id, after_sequence=log.last_sequence)
         async with self._peers.reached(owner.address) as stub, upstream(stub.FollowTurn(request)) as call:
+            await _FOLLOWS.reached()
             async for event in call:
                 if event.WhichOneof("payload") != "heartbeat":
                     log.mirror([event])

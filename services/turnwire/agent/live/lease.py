@@ -11,6 +11,7 @@ import structlog
 from turnwire.agent.store import leases, ownership
 from turnwire.errors import StoreUnavailable
 from turnwire.ids import new_id
+from turnwire.runtime.failpoints import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +24,9 @@ _log = structlog.get_logger(__name__)
 _GOOD_PART = 0.7
 """A lease whose last renewal began longer ago than this part of it is not acted on: the rest is for being wrong."""
 _AGAIN_SECONDS = 0.2
+_TAKING = Boundary("agent.lease_taken")
+_RENEWAL = Boundary("agent.lease_renewed")
+_ENDING = Boundary("agent.lease_ended")
 
 
 class Lease:
@@ -70,7 +74,8 @@ class Lease:
                 await leases.end_all(tx)
             await leases.take(tx, self.instance_id, self._address, seconds)
 
-        await self._store.write(unit)
+        async with _TAKING:
+            await self._store.write(unit)
         self._held = True
         self._note(began)
 
@@ -108,13 +113,16 @@ class Lease:
             await ownership.release_all(tx, self.instance_id)
             await leases.end(tx, self.instance_id)
 
-        await self._store.write(unit)
+        async with _ENDING:
+            await self._store.write(unit)
 
     async def _renew_or_take(self, lost: Callable[[], None]) -> None:
         async with asyncio.timeout(self._seconds * _GOOD_PART):
             if self._held:
                 began = _now()
-                if await self._store.write(lambda tx: leases.renew(tx, self.instance_id, self._seconds)):
+                async with _RENEWAL:
+                    renewed = await self._store.write(lambda tx: leases.renew(tx, self.instance_id, self._seconds))
+                if renewed:
                     self._note(began)
                     return
                 self._lose(lost)

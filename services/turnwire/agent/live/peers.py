@@ -14,6 +14,7 @@ from turnwire.agent.v1 import turn_owner_service_pb2 as messages
 from turnwire.agent.v1.turn_owner_service_pb2_grpc import TurnOwnerServiceStub
 from turnwire.errors import from_rpc_error
 from turnwire.runtime.channels import upstream
+from turnwire.runtime.failpoints import Boundary
 from turnwire.runtime.identity import acting_as
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ _log = structlog.get_logger(__name__)
 SILENCE_SECONDS = 0.5
 """An owner that is not heard of for so long is passed over by who cancels."""
 _APPLIED_SECONDS = 5.0
+_DELIVERY = Boundary("agent.inbox_delivered")
 
 
 class Peers:
@@ -61,7 +63,8 @@ class Peers:
         async with self.reached(address) as stub:
             with acting_as(tenant):
                 call = stub.DeliverInbox(request, timeout=SILENCE_SECONDS + _APPLIED_SECONDS)
-            return await self._applied(call, turn_id, address)
+            async with _DELIVERY:
+                return await self._applied(call, turn_id, address)
 
     async def _applied(self, call: Any, turn_id: str, address: str) -> bool:
         async with upstream(call):

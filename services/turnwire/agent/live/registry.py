@@ -20,6 +20,7 @@ from turnwire.agent.turn.runner import TurnRunner
 from turnwire.agent.turn.workers import Stubs, workers
 from turnwire.agent.v1 import agent_service_pb2
 from turnwire.errors import Draining, NotFound, NotOwner, StoreUnavailable, TurnwireError
+from turnwire.runtime.failpoints import Boundary, Failpoint
 from turnwire.runtime.identity import acting_as
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
     from turnwire.runtime.storage import Store, Transaction
 
 _log = structlog.get_logger(__name__)
+
+_CLAIM = Boundary("agent.claim")
+_RELEASE = Boundary("agent.release")
+_DRAINING = Failpoint("agent.draining")
 
 
 class LiveTurns:
@@ -107,11 +112,17 @@ class LiveTurns:
             if not live.watchers and live.following is not None:
                 live.following.cancel()
 
-    def adopt(self, live: LiveTurn) -> LiveTurn:
-        """Takes a turn in that was just stored; returns the one that a quick reader may have read already."""
+    def adopt(self, live: LiveTurn) -> LiveTurn | None:
+        """Takes a turn in that was just stored; returns the one that a quick reader may have read already.
+
+        None: it runs. What is stored is heard of late at times, and somebody has found it before without a task.
+        """
         present = self._turns.setdefault(live.key, live)
-        if present is not live and present.task is None:
-            self._take_place(present, live.row, live.log)
+        if present is live:
+            return live
+        if present.task is not None or present.row.epoch > live.row.epoch:
+            return None
+        self._take_place(present, live.row, live.log)
         return present
 
     def get(self, tenant: str, turn_id: str) -> LiveTurn | None:
@@ -152,7 +163,8 @@ class LiveTurns:
                 return outcome, []
             return outcome, whole(turn_id, await stored_events.of_turn(tx, live.tenant, turn_id))
 
-        outcome, stored = await self._store.write(unit)
+        async with _CLAIM:
+            outcome, stored = await self._store.write(unit)
         if isinstance(outcome, Claimed):
             row = outcome.row
             self._take_place(live, row, TurnLog.stored(turn_id, stored, row.sequence_ceiling))
@@ -175,7 +187,10 @@ class LiveTurns:
 
     async def release(self, live: LiveTurn) -> None:
         """Lets go of a turn that was claimed: whoever wants to may have it at once."""
-        await self._store.write(lambda tx: ownership.release(tx, live.tenant, live.row.turn_id, epoch=live.row.epoch))
+        async with _RELEASE:
+            await self._store.write(
+                lambda tx: ownership.release(tx, live.tenant, live.row.turn_id, epoch=live.row.epoch)
+            )
 
     def start(
         self,
@@ -252,6 +267,7 @@ class LiveTurns:
         What takes longer than the grace is cut.
         """
         self._draining = True
+        await _DRAINING.reached()
         running = self.running
         for live in list(self._turns.values()):
             if live.task is None:

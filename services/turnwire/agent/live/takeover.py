@@ -13,6 +13,7 @@ from turnwire.agent.turn.next import failed
 from turnwire.agent.v1 import turn_pb2
 from turnwire.common.v1 import error_pb2
 from turnwire.errors import NotFound, NotOwner, TurnwireError
+from turnwire.runtime.failpoints import Failpoint
 
 if TYPE_CHECKING:
     from turnwire.agent.live.live_turn import LiveTurn
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from turnwire.agent.live.unbroken import Unbroken
 
 _log = structlog.get_logger(__name__)
+
+_BEGUN = Failpoint("agent.queued_turn_begun")
+_TAKEN_OVER = Failpoint("agent.taken_over")
+_EXPIRED = Failpoint("agent.pause_expired")
 
 
 class Beginning:
@@ -73,6 +78,7 @@ class Takeover:
                     metadata={"turn_id": turn_id},
                 )
                 config = await self._live.config_of(live)
+                await _EXPIRED.reached()
                 self._live.start(live, config, [failed(live.log.fold.turn, failure)])
         except (NotOwner, NotFound):
             _log.info("expiry_left_to_others", turn_id=turn_id)
@@ -80,6 +86,7 @@ class Takeover:
     async def begin(self, tenant: str, begun: Begun) -> None:
         """Runs a queued turn that the end of another one has started."""
         async with self._live.opened(tenant, begun.row.turn_id) as live, live.lock:
+            await _BEGUN.reached()
             if live.task is None and live.row.epoch <= begun.row.epoch:
                 self._live.take(live, begun.row, begun.events)
                 self._live.start(live, begun.config)
@@ -102,5 +109,6 @@ class Takeover:
             await self._live.release(live)  # it has paused meanwhile, and a pause has no owner
             return
         config = await self._live.config_of(live)
+        await _TAKEN_OVER.reached()
         _log.info("turn_recovered", turn_id=live.row.turn_id, epoch=live.row.epoch)
         self._live.start(live, config, first_events(live, released=released))

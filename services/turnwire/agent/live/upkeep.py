@@ -12,6 +12,7 @@ from turnwire.agent.log.writer import FORMAT
 from turnwire.agent.store import inbox, leases, ownership, requests, sessions, turns
 from turnwire.agent.store.ownership import TOPIC
 from turnwire.errors import NotFound, TurnwireError
+from turnwire.runtime.failpoints import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from turnwire.runtime.storage import Store, Transaction
 
 _log = structlog.get_logger(__name__)
+
+_QUEUE = Boundary("agent.queue_started")
 
 
 class Upkeep:
@@ -155,6 +158,7 @@ class Upkeep:
         async def unit(tx: Transaction) -> Begun | None:
             return await self._queue.begin(tx, tenant, session_id)
 
-        begun = await self._store.write(unit)
+        async with _QUEUE:
+            begun = await self._store.write(unit)
         if begun is not None:
             await self._takeover.begin(tenant, begun)

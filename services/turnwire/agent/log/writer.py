@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import structlog
 
+from turnwire.agent.log.boundaries import committing
 from turnwire.agent.log.merge import merged, pieces
 from turnwire.agent.store import clock, events, inbox, ownership, sessions, turns
 from turnwire.agent.v1 import event_pb2, turn_pb2
 from turnwire.common.v1 import message_pb2, shield_pb2
 from turnwire.errors import NotOwner, StoreUnavailable
 from turnwire.fold import TERMINAL_PAYLOADS
+from turnwire.runtime.failpoints import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -29,6 +31,7 @@ FORMAT = 1
 CEILING_STEP = 4096
 """So many numbers are reserved at a time."""
 _CEILING_RESERVE = 1024
+_CEILING = Boundary("agent.ceiling")
 UNSTORED_BYTES = 1024 * 1024
 """A turn writes no further while more than this is not stored."""
 _EVENT_BYTES = 100
@@ -196,7 +199,8 @@ class TurnWriter:
             await inbox.clear(tx, self._tenant, self._log.turn_id)
             return await self._successor.begin(tx, self._tenant, self._session_id)
 
-        next_turn = await self._write(unit)
+        async with committing(drafts):
+            next_turn = await self._write(unit)
         self._log.commit(sequence, ceiling)
         if next_turn is not None:
             self._successor.begun(self._tenant, next_turn)
@@ -223,7 +227,8 @@ class TurnWriter:
                 raise NotOwner(self._log.turn_id)
 
         try:
-            await self._write(unit)
+            async with _CEILING:
+                await self._write(unit)
             self._log.commit(0, ceiling)
         except NotOwner:
             _log.warning("ceiling_refused", turn_id=self._log.turn_id, epoch=self._epoch)

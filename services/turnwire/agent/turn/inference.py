@@ -17,6 +17,7 @@ from turnwire.errors import TurnwireError, from_rpc_error
 from turnwire.ids import new_id
 from turnwire.inference.v1 import inference_service_pb2
 from turnwire.runtime.channels import upstream
+from turnwire.runtime.failpoints import Failpoint
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,13 @@ if TYPE_CHECKING:
     from turnwire.agent.turn.screening import Screening
     from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
 
+_ASKED = Failpoint("agent.model_asked")
+_FIRST = Failpoint("agent.first_token")
+_BETWEEN = Failpoint("agent.between_deltas")
+_ENDED = Failpoint("agent.model_ended")
 _FORCED = frozenset({generation_pb2.ToolChoice.MODE_REQUIRED, generation_pb2.ToolChoice.MODE_NAMED})
+_AROUND = frozenset({"started", "completed", None})
+"""What of an answer is nothing that the model has written."""
 
 
 @dataclass(slots=True)
@@ -50,6 +57,8 @@ class _Answer:
     reasoning: str = ""
     completed: inference_service_pb2.ChatCompletionCompleted | None = None
     provider_id: str = ""
+    begun: bool = False
+    """The model has written something."""
     blocked: bool = False
 
 
@@ -122,9 +131,14 @@ class InferenceStep:
         try:
             call = self._stub.ChatCompletion(request, timeout=self._timeout_seconds)
             async with upstream(call):
+                await _ASKED.reached()
                 async for chunk in call:
                     self._take(step, chunk, answer)
+                    if Failpoint.armed and chunk.WhichOneof("payload") not in _AROUND:
+                        await (_BETWEEN if answer.begun else _FIRST).reached()
+                        answer.begun = True
                     await self._writer.room()
+            await _ENDED.reached()
         except grpc.RpcError as error:
             raise from_rpc_error(error, service="inference") from error
         if answer.completed is None:

@@ -14,6 +14,7 @@ from turnwire.errors import AlreadyExists, TurnwireError, from_rpc_error
 from turnwire.inference.v1 import inference_service_pb2
 from turnwire.memory.v1 import bank_pb2, document_pb2, memory_bank_service_pb2, memory_service_pb2
 from turnwire.runtime.channels import upstream
+from turnwire.runtime.failpoints import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,10 @@ _SECONDS = 60.0
 _INSERT_SECONDS = 600.0
 _DEFAULT_TOKENS = 4096
 _DEFAULT_CHUNKS = 10
+_BANK = Boundary("agent.session_bank")
+_KEEPING = Boundary("agent.attachments_kept")
+_QUERY = Boundary("agent.query_written")
+_SEARCH = Boundary("agent.search")
 
 
 class RetrievalStep:
@@ -76,7 +81,8 @@ class RetrievalStep:
             max_tokens_in_context=limits.max_tokens_in_context or _DEFAULT_TOKENS,
             min_score=limits.min_score,
         )
-        return (await self._memory.Query(request, timeout=_SECONDS)).chunks
+        async with _SEARCH:
+            return (await self._memory.Query(request, timeout=_SECONDS)).chunks
 
     async def _keep_attachments(self, turn: turn_pb2.Turn, result: event_pb2.MemoryRetrievalResult) -> None:
         documents = attached_documents(turn)
@@ -89,14 +95,15 @@ class RetrievalStep:
         )
         request = memory_bank_service_pb2.RegisterMemoryBankRequest(bank=bank, request_id=turn.session_bank_id)
         try:
-            await self._banks.RegisterMemoryBank(request, timeout=_SECONDS)
+            async with _BANK:
+                await self._banks.RegisterMemoryBank(request, timeout=_SECONDS)
         except grpc.RpcError as error:
             typed = from_rpc_error(error, service="memory")
             if not isinstance(typed, AlreadyExists):
                 raise typed from error
         insert = memory_service_pb2.InsertDocumentsRequest(bank_id=turn.session_bank_id, documents=documents)
         call = self._memory.InsertDocuments(insert, timeout=_INSERT_SECONDS)
-        async with upstream(call):
+        async with upstream(call), _KEEPING:
             async for response in call:
                 _note(response.progress, result)
 
@@ -129,7 +136,7 @@ class RetrievalStep:
         text = ""
         call = self._inference.ChatCompletion(request, timeout=_SECONDS)
         try:
-            async with upstream(call):
+            async with upstream(call), _QUERY:
                 async for piece in call:
                     text += piece.text.text
                     if piece.HasField("completed"):

@@ -13,6 +13,7 @@ from turnwire.agent.turn.retrying import delay_of, passes
 from turnwire.agent.v1 import agent_pb2
 from turnwire.common.v1 import error_pb2, message_pb2, shield_pb2
 from turnwire.errors import TurnwireError, from_rpc_error
+from turnwire.runtime.failpoints import Boundary
 from turnwire.safety.v1 import safety_service_pb2
 
 if TYPE_CHECKING:
@@ -23,6 +24,17 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 _TRIES = 3
+POINTS = (
+    shield_pb2.SHIELD_POINT_INPUT,
+    shield_pb2.SHIELD_POINT_OUTPUT,
+    shield_pb2.SHIELD_POINT_TOOL_ARGUMENTS,
+    shield_pb2.SHIELD_POINT_TOOL_RESULT,
+)
+"""Where the agent has shields run."""
+_BOUNDARIES = {
+    point: Boundary(f"agent.shields.{shield_pb2.ShieldPoint.Name(point).removeprefix('SHIELD_POINT_').lower()}")
+    for point in POINTS
+}
 _SECONDS = 60.0
 _HELD_BACK = "This could not be checked, so it is held back. Try again later."
 
@@ -77,7 +89,8 @@ class Shields:
         attempt = 1
         while True:
             try:
-                return await self._stub.RunShields(request, timeout=_SECONDS)
+                async with _BOUNDARIES[request.point]:
+                    return await self._stub.RunShields(request, timeout=_SECONDS)
             except grpc.RpcError as raised:
                 error = from_rpc_error(raised, service="safety")
                 if not passes(error) or attempt >= _TRIES:

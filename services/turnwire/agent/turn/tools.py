@@ -20,6 +20,7 @@ from turnwire.agent.v1 import agent_pb2, event_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import TurnwireError, from_rpc_error, may_have_arrived
 from turnwire.runtime.channels import upstream
+from turnwire.runtime.failpoints import Boundary, Failpoint
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from turnwire.agent.turn.screening import Commit, Screening
     from turnwire.tool_executor.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceStub
 
+_ASKED = Failpoint("agent.tool_asked")
+_OUTPUT = Failpoint("agent.tool_output")
+_ANSWERED = Failpoint("agent.tool_answered")
+_STOPPING = Boundary("agent.tool_stopped")
 _TRIES = 8
 """How often the executor is asked for one call while it is away: asking again under a call id is safe."""
 _SECONDS = 900.0
@@ -215,6 +220,7 @@ class ToolStep:
         told = float("-inf")
         stream = self._executor.ExecuteTool(request, timeout=seconds)
         async with upstream(stream):
+            await _ASKED.reached()
             async for response in stream:
                 self._begun.add(call.call_id)
                 match response.WhichOneof("payload"):
@@ -227,12 +233,15 @@ class ToolStep:
                             call_id=call.call_id,
                             offset=response.output.offset,
                         )
+                        if Failpoint.armed:
+                            await _OUTPUT.reached()
                         await self._writer.room()
                     case "progress" if response.progress.unit and time.monotonic() - told >= _PROGRESS_SECONDS:
                         told = time.monotonic()
                         done = _progress(response.progress, call.call_id)
                         await self._commit([draft(turn.turn_id, "step_progress", done, step.step_id)])
                     case "result":
+                        await _ANSWERED.reached()
                         return response.result
                     case _:
                         pass  # how it stands, progress too soon after the last, and pieces of later versions
@@ -258,7 +267,8 @@ class ToolStep:
             turn_id=turn.turn_id, call_id=call.call_id, owner_epoch=self._epoch
         )
         try:
-            response = await self._executor.CancelExecution(request, timeout=_CANCEL_SECONDS)
+            async with _STOPPING:
+                response = await self._executor.CancelExecution(request, timeout=_CANCEL_SECONDS)
         except grpc.RpcError:
             return turn_pb2.CancelledCall.OUTCOME_UNKNOWN
         return _OUTCOMES.get(response.execution.state, turn_pb2.CancelledCall.OUTCOME_FENCED)

@@ -26,6 +26,7 @@ from turnwire.errors import InvalidArgument, NotServed, ProviderError, Unavailab
 from turnwire.inference.v1 import inference_service_pb2, inference_service_pb2_grpc, model_pb2, model_service_pb2
 from turnwire.inference.v1.model_service_pb2_grpc import ModelServiceStub
 from turnwire.runtime.channels import upstream
+from turnwire.runtime.failpoints import Failpoint
 from turnwire.safety.shields import llama_guard_prompt as prompt
 from turnwire.safety.shields.inline import LevelName, ShieldSettings, level_of, read_config, validated
 from turnwire.safety.shields.port import Judgement, built_in
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from turnwire.safety.v1 import shield_pb2 as registry_pb2
 
 _NAME = "llama-guard"
+_ASKED = Failpoint("safety.guard_asked")
 _ANSWER_TOKENS = 100
 """All fourteen categories and the two words before them fit."""
 _PAUSES = (0.5, 1.5, 3.0)
@@ -169,6 +171,7 @@ class LlamaGuardProvider:
         ended = False
         try:
             async with upstream(self._inference.ChatCompletion(request, timeout=seconds)) as call:
+                await _ASKED.reached()
                 async for piece in call:
                     if piece.WhichOneof("payload") == "text":
                         said.append(piece.text.text)

@@ -18,6 +18,7 @@ from turnwire.errors import (
     StoreUnavailable,
 )
 from turnwire.ids import new_id
+from turnwire.runtime.failpoints import Boundary
 from turnwire.tool_executor.artifacts.sniffing import HEAD, sniffed
 from turnwire.tool_executor.locks import KeyedLocks
 from turnwire.tool_executor.store import artifacts as stored
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.artifacts.port import BlobDraft, Blobs
 
 _log = structlog.get_logger(__name__)
+
+_CONTENT = Boundary("tool_executor.artifact_content")
+_ROW = Boundary("tool_executor.artifact")
 
 
 class Artifacts:
@@ -209,10 +213,12 @@ class Artifacts:
             return artifact
 
         async with self._locks.held((tenant, artifact.sha256)):
-            await blob.keep(tenant, artifact.sha256)
+            async with _CONTENT:
+                await blob.keep(tenant, artifact.sha256)
             kept: artifact_pb2.Artifact | None = None
             try:
-                kept = await self._store.write(unit)
+                async with _ROW:
+                    kept = await self._store.write(unit)
                 await blob.confirm(tenant, artifact.sha256)
                 return kept
             finally:

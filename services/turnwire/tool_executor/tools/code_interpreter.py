@@ -23,6 +23,7 @@ from google.protobuf.duration_pb2 import Duration
 from turnwire.common.v1 import error_pb2, inspect_service_pb2, message_pb2
 from turnwire.errors import DocumentRefused, NotFound, QuotaExhausted, TurnwireError, Unavailable, from_rpc_error
 from turnwire.runtime.channels import upstream
+from turnwire.runtime.failpoints import Boundary, Failpoint
 from turnwire.sandbox_runner.v1 import sandbox_runner_service_pb2 as sandbox
 from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import SandboxRunnerServiceStub
 from turnwire.tool_executor.attachments import MOST_BYTES
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from turnwire.tool_executor.workspaces import Snapshot, Workspaces
 
 _log = structlog.get_logger(__name__)
+_OPENING = Boundary("tool_executor.sandbox_opened")
+_RESTORING = Boundary("tool_executor.workspace_restored")
+_GIVING = Boundary("tool_executor.files_given")
+_ASKED = Failpoint("tool_executor.code_sent")
 TOOL = "code_interpreter"
 _PIECE = 512 * 1024
 _AWAY_SECONDS = 15.0
@@ -126,6 +131,7 @@ class CodeInterpreterProvider:
                 again = False
                 try:
                     async with upstream(self._runner.RunCode(_request(key[1], call))) as stream:
+                        await _ASKED.reached()
                         async for response in stream:
                             if text := await run.take(response):
                                 yield Output(text)
@@ -168,7 +174,8 @@ class CodeInterpreterProvider:
         call = run.call
         async with self._locks.held(key):
             try:
-                opened = await self._runner.OpenSandbox(sandbox.OpenSandboxRequest(sandbox_id=key[1]))
+                async with _OPENING:
+                    opened = await self._runner.OpenSandbox(sandbox.OpenSandboxRequest(sandbox_id=key[1]))
                 prepared = self._prepared.get(key)
                 if prepared is None or prepared.instance_id != opened.instance_id:
                     last = await self._workspaces.latest(call.tenant, call.session_id)
@@ -178,7 +185,8 @@ class CodeInterpreterProvider:
                 self._prepared.move_to_end(key)
                 missing = [file for file in call.files if _mark(file) not in prepared.given]
                 if missing:
-                    await self._runner.WriteFiles(_pieces(key[1], missing))
+                    async with _GIVING:
+                        await self._runner.WriteFiles(_pieces(key[1], missing))
                     prepared.given.update(_mark(file) for file in missing)
                     run.given.extend(missing)
             except grpc.RpcError as error:
@@ -199,7 +207,8 @@ class CodeInterpreterProvider:
             except (NotFound, DocumentRefused):
                 missing.append(path)
                 continue
-            await self._runner.WriteFiles(_pieces(key[1], [File(path, data, "")]))
+            async with _RESTORING:
+                await self._runner.WriteFiles(_pieces(key[1], [File(path, data, "")]))
         _log.info("workspace_restored", snapshot=last.snapshot_id, files=len(last.files), missing=len(missing))
         if missing:
             told = ", ".join(map(json.dumps, missing[:_NAMED]))
