@@ -72,7 +72,8 @@ async def _insert(store: Store, row: TurnRow) -> None:
     assert await store.write(lambda tx: turns.insert(tx, "t", row))
 
 
-async def _claim(store: Store, instance_id: str, **how: Any) -> Claimed | Owner | None:
+async def _claim(store: Store, instance_id: str, *, leased: float = 60.0, **how: Any) -> Claimed | Owner | None:
+    await store.write(lambda tx: leases.take(tx, instance_id, "its:1", leased))
     return await store.write(
         lambda tx: ownership.claim(tx, "t", TURN, instance_id=instance_id, known_format=FORMAT, **how)
     )
@@ -91,6 +92,15 @@ async def test_a_turn_is_claimed_when_the_lease_of_its_owner_has_ended_and_not_b
 
         assert isinstance(claimed, Claimed)
         assert ("new", 2, False) == (claimed.row.owner, claimed.row.epoch, claimed.released)
+
+
+async def test_who_has_no_lease_itself_claims_nothing(postgres: str):
+    async with _opened(postgres) as store:
+        await _insert(store, _row("old"))
+        with pytest.raises(NotOwner):
+            await _claim(store, "new", leased=-1.0)
+        assert [("t", TURN)] == await store.read(lambda tx: ownership.abandoned(tx, FORMAT))
+        assert isinstance(await _claim(store, "new"), Claimed)
 
 
 async def test_of_many_that_claim_a_turn_at_once_one_gets_it(postgres: str):

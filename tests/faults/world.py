@@ -127,6 +127,8 @@ class World:
 
     def set_clock(self, process: str, seconds: int) -> None:
         """Moves the clock of a process, or that of `postgres`, to so many seconds beside the true time."""
+        if not self.controller.socket.exists():
+            return  # the world has ended, and its clocks with it
         temporary = self._clock(process).with_suffix(".new")
         temporary.write_text(f"{seconds:+d}")
         temporary.replace(self._clock(process))

@@ -142,7 +142,9 @@ class Postgres:
             "shared_buffers=32MB",
             f"fsync={'on' if self._durable else 'off'}",
         ]
-        server = ["/usr/bin/env", *self._environ, self._programs / "postgres", "-D", data, *(part for each in options for part in ("-c", each))]
+        # Before the program alone: some of it, as a preloaded library, is not for what becomes its user first.
+        server = ["/usr/bin/env", *self._environ, self._programs / "postgres", "-D", data]
+        server += [part for each in options for part in ("-c", each)]
         deadline = time.monotonic() + _READY_SECONDS
         while True:
             with (self.folder / "log").open("ab") as log:

@@ -48,11 +48,12 @@ async def claim(
 ) -> Claimed | Owner | None:
     """Takes a turn over under the next epoch, unless its owner lives: then that is returned. None: it has ended.
 
-    A living owner is passed over when its epoch is `over_epoch`.
+    A living owner is passed over when its epoch is `over_epoch`. Who has no lease by the clock of the database takes
+    nothing: all leases have ended at once where that clock was set, and replicas would take turns from one another.
 
     Raises:
         NotFound: there is no such turn.
-        NotOwner: a later version has stored it, or others were quicker again and again.
+        NotOwner: a later version has stored it, others were quicker again and again, or `instance_id` has no lease.
     """
     for _ in range(_RACES):
         row = await turns.get(tx, tenant, turn_id)
@@ -65,6 +66,8 @@ async def claim(
             return owner
         if row.format > known_format:
             raise NotOwner(turn_id, row.owner)
+        if await leases.address_of(tx, instance_id) is None:
+            break
         changed = await tx.execute(
             "UPDATE turns SET owner = $3, epoch = epoch + 1"
             " WHERE tenant = $1 AND turn_id = $2 AND epoch = $4 AND status IN (1, 2, 3)",

@@ -21,7 +21,15 @@ import structlog
 from google.protobuf.duration_pb2 import Duration
 
 from turnwire.common.v1 import error_pb2, inspect_service_pb2, message_pb2
-from turnwire.errors import DocumentRefused, NotFound, QuotaExhausted, TurnwireError, Unavailable, from_rpc_error
+from turnwire.errors import (
+    DocumentRefused,
+    NotFound,
+    QuotaExhausted,
+    TurnwireError,
+    Unavailable,
+    from_rpc_error,
+    may_have_arrived,
+)
 from turnwire.runtime.channels import upstream
 from turnwire.runtime.failpoints import Boundary, Failpoint
 from turnwire.sandbox_runner.v1 import sandbox_runner_service_pb2 as sandbox
@@ -117,7 +125,7 @@ class CodeInterpreterProvider:
         described_as(tool, self._tool, ("code",))
 
     async def execute(self, call: Call) -> AsyncGenerator[Piece]:
-        """Runs code once; an idle sandbox that was closed in the same moment is opened again."""
+        """Runs code once. What certainly has not begun is sent once more, to a sandbox that is opened anew."""
         assert self._artifacts is not None
         key = (call.tenant, _sandbox_id(call.tenant, call.session_id))
         async with AsyncExitStack() as stack:
@@ -139,10 +147,15 @@ class CodeInterpreterProvider:
                     error = from_rpc_error(raised, service="sandbox_runner")
                     if run.started:
                         raise OutcomeLost("the sandbox went away while the code ran") from None
-                    if not isinstance(error, NotFound) or run.tried_again:
+                    if may_have_arrived(raised):
+                        raise OutcomeLost("the sandbox went away when the code was sent to it") from None
+                    if not isinstance(error, (NotFound, Unavailable)) or run.tried_again:
                         raise error from None
                     run.tried_again = again = True
-                    await self._prepare(key, run)
+                    # Nothing of it has begun: the sandbox was closed as idle, or its runner has no connection yet.
+                    async with aclosing(self._prepared_in_time(key, run)) as attempts:
+                        async for further in attempts:
+                            yield further
             yield await run.answer(await self._changes(run))
 
     async def _prepared_in_time(self, key: tuple[str, str], run: _Run) -> AsyncGenerator[Progress]:
