@@ -96,6 +96,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     place.turnwire("down")
 
 
+@pytest.mark.everyday
 def test_up_says_where_the_services_are_and_what_to_try(up: Place):
     told = (up.folder / "greeting").read_text(encoding="utf-8")
     assert "The mesh is up (" in told
@@ -105,6 +106,7 @@ def test_up_says_where_the_services_are_and_what_to_try(up: Place):
         assert tried in told
 
 
+@pytest.mark.everyday
 def test_a_mesh_is_found_from_below_its_folder(up: Place):
     answered = up.turnwire("ask", "hello", cwd=up.below)
     assert (0, "Hi.\n") == (answered.code, answered.out)
@@ -116,6 +118,7 @@ def test_a_mesh_is_found_from_below_its_folder(up: Place):
     assert len(SERVICES) + 2 == len(people.out.splitlines())
 
 
+@pytest.mark.everyday
 def test_a_gateway_that_is_away_is_shown(up: Place):
     pid = up.mesh()["children"]["gateway"]
     os.kill(pid, signal.SIGSTOP)
@@ -127,6 +130,7 @@ def test_a_gateway_that_is_away_is_shown(up: Place):
     assert (1, "down", "up") == (shown.code, states["gateway"], states["agent"])
 
 
+@pytest.mark.everyday
 def test_a_mesh_is_found_by_its_data_directory(up: Place, tmp_path: Path):
     away = up.turnwire("ask", "hello", cwd=tmp_path)
     assert 1 == away.code
@@ -135,6 +139,7 @@ def test_a_mesh_is_found_by_its_data_directory(up: Place, tmp_path: Path):
     assert "Hi.\n" == found.out
 
 
+@pytest.mark.everyday
 @pytest.mark.parametrize("detach", [True, False])
 def test_a_second_mesh_in_one_place_is_refused(up: Place, detach: bool):
     pid = up.mesh()["pid"]
@@ -144,6 +149,7 @@ def test_a_second_mesh_in_one_place_is_refused(up: Place, detach: bool):
     assert pid == up.mesh()["pid"]
 
 
+@pytest.mark.everyday
 def test_doctor_finds_the_mesh_and_tells_the_time_to_the_first_token(up: Place):
     report = up.turnwire("doctor", "--json", cwd=up.below).json()
     states = {each["check"]: each["state"] for each in report["findings"]}
@@ -157,6 +163,7 @@ def test_doctor_finds_the_mesh_and_tells_the_time_to_the_first_token(up: Place):
     assert "Say hi." not in up.turnwire("turns", "list").out
 
 
+@pytest.mark.everyday
 def test_a_service_that_is_killed_is_started_again(up: Place):
     before = up.mesh()["children"]["agent"]
     os.kill(before, signal.SIGKILL)
@@ -166,6 +173,7 @@ def test_a_service_that_is_killed_is_started_again(up: Place):
     assert "agent ended with -9; it starts again in 0.4 s" in log
 
 
+@pytest.mark.everyday
 def test_down_ends_all_processes_from_below_the_folder(up: Place):
     mesh = up.mesh()
     assert (0, "stopped\n", "") == up.turnwire("down", cwd=up.below)
@@ -193,6 +201,7 @@ def test_a_warm_mesh_is_up_within_five_seconds_and_ctrl_c_ends_it(place: Place):
     assert taken < _WARM_SECONDS * others
 
 
+@pytest.mark.everyday
 def test_the_services_end_when_their_supervisor_is_killed(place: Place):
     assert 0 == place.up().code
     mesh = place.mesh()
@@ -204,6 +213,7 @@ def test_the_services_end_when_their_supervisor_is_killed(place: Place):
     assert f"no mesh runs with its data in {place.folder / '.turnwire'}\n" == place.turnwire("down").out
 
 
+@pytest.mark.everyday
 def test_a_port_that_is_taken_is_told_with_who_has_it(place: Place):
     port = PORTS["memory"] + place.offset
     with listener(port) as pid:
@@ -213,6 +223,7 @@ def test_a_port_that_is_taken_is_told_with_who_has_it(place: Place):
     assert "--port-offset" in refused.err
 
 
+@pytest.mark.everyday
 def test_a_wrong_settings_file_starts_nothing(place: Place):
     (place.folder / "turnwire.yaml").write_text(_SETTINGS.replace("contains", "contians"), encoding="utf-8")
     refused = place.up()

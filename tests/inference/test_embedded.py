@@ -38,6 +38,7 @@ async def shipped() -> AsyncGenerator[RunningMesh]:
         yield mesh
 
 
+@pytest.mark.everyday
 @pytest.mark.asyncio(loop_scope="session")
 async def test_the_ready_made_agent_answers(shipped: RunningMesh):
     async with shipped.client() as client:
@@ -212,6 +213,7 @@ async def test_leaving_frees_the_engine(shipped: RunningMesh):
             await asyncio.sleep(0.02)
 
 
+@pytest.mark.everyday
 @pytest.mark.asyncio(loop_scope="session")
 async def test_embeddings_know_what_is_alike(shipped: RunningMesh):
     import grpc

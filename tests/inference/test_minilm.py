@@ -51,6 +51,7 @@ async def test_the_model_says_what_it_is(minilm: Any):
     assert (inspect_service_pb2.Provider.STATE_READY, "") == minilm.state()
 
 
+@pytest.mark.everyday
 async def test_vectors_agree_with_the_plain_encoder(minilm: Any):
     """The encoder in numpy reads the maker's weights; eight bits stay near it."""
     encoder = model_named("minilm").encoder

@@ -244,6 +244,7 @@ async def test_a_process_that_does_not_start_is_no_fault_of_the_document(tmp_pat
 
 
 @pytest.mark.model
+@pytest.mark.everyday
 async def test_without_a_tokenizer_of_its_own_it_counts_as_the_embedding_model(tmp_path: Path):
     reader = DocumentReader()
     (chunk,) = (await read(reader, b"Tokenization is embarrassingly simple.")).chunks

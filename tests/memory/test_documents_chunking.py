@@ -173,6 +173,7 @@ def test_sizes_that_make_no_sense_are_refused(size: int, overlap: int, tokens: B
 
 
 @pytest.mark.model
+@pytest.mark.everyday
 def test_the_tokenizer_of_the_embedding_model_counts_the_same_in_pieces_and_at_once():
     tokens = ByTokenizer(str(weights.locate("minilm", "tokenizer.json")))
     chance = random.Random(7)

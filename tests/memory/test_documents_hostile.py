@@ -272,6 +272,7 @@ asyncio.run(main())
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_a_process_ends_with_the_service_that_was_killed(tmp_path: Path):
     service = subprocess.Popen(
         [sys.executable, "-c", _READS_AND_WAITS, str(small_tokenizer(tmp_path / "tokenizer.json"))],

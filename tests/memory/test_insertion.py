@@ -217,7 +217,7 @@ async def _documents_in(memory: Memory, bank_id: str) -> dict[str, set[str]]:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("kind", ["vector", "keyword"])
+@pytest.mark.parametrize("kind", ["vector", pytest.param("keyword", marks=pytest.mark.everyday)])
 async def test_killed_while_it_inserts_it_has_each_document_whole_or_not(
     word_vectors: WordVectors, kind: str, tmp_path: Path
 ):
@@ -318,6 +318,7 @@ async def _inserted_until_killed(memory: Memory, documents: list[Any], *, kill_a
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_the_process_of_the_engine_is_replaced_when_it_dies(word_vectors: WordVectors, tmp_path: Path):
     import psutil
 

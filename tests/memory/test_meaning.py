@@ -31,6 +31,7 @@ async def memory() -> AsyncGenerator[Memory]:
         yield running
 
 
+@pytest.mark.everyday
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_question_in_other_words_finds_the_document(memory: Memory):
     await memory.register("notes", "vector")

@@ -193,6 +193,7 @@ def _check_asks(turn: turn_pb2.Turn) -> None:
     assert [error_pb2.ERROR_REASON_OUTCOME_UNKNOWN] == [each.result.failure.reason for each in _executions(turn)]
 
 
+@pytest.mark.everyday
 async def test_without_a_fault_the_effect_is_there_once():
     async with _world() as world:
         await world.begin("draw")
@@ -220,7 +221,10 @@ async def test_what_was_only_prepared_when_a_process_died_runs_once(service: str
     assert [f"'{call.call_id} '"] == [each.result.content.splitlines()[0] for each in _executions(turn)]
 
 
-@pytest.mark.parametrize("behaviour", ["hang", "make and hang"], ids=["before", "after"])
+@pytest.mark.parametrize(
+    "behaviour",
+    [pytest.param("hang", id="before"), pytest.param("make and hang", id="after", marks=pytest.mark.everyday)],
+)
 async def test_what_an_executor_had_sent_when_it_died_is_asked_about_before_and_after_its_effect(
     behaviour: str, store: str
 ):

@@ -187,7 +187,9 @@ async def test_a_call_in_doubt_that_is_skipped_asks_no_shield_and_takes_no_resul
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("decides", [False, True], ids=["function", "provided"])
+@pytest.mark.parametrize(
+    "decides", [pytest.param(False, id="function", marks=pytest.mark.everyday), pytest.param(True, id="provided")]
+)
 async def test_a_given_result_outlives_the_process_that_had_it_judged(*, decides: bool):
     async with _mesh("processes") as (mesh, peers, client):
         tool = _losing("hide-4711") if decides else _function("hide-4711")

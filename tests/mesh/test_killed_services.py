@@ -27,12 +27,13 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.mesh, pytest.mark.faults, pytest.mark.asyncio(loop_scope="module")]
 
 STEPS = ("input", "retrieval", "inference", "tool", "output")
+EACH_STEP = [*STEPS[:3], pytest.param("tool", marks=pytest.mark.everyday), "output"]
 NEEDED = [
     ("safety", "input"),
     ("inference", "input"),  # the judge among the shields is a model
     ("memory", "retrieval"),
     ("inference", "retrieval"),  # a question is a vector of a model
-    ("inference", "inference"),
+    pytest.param("inference", "inference", marks=pytest.mark.everyday),
     ("tool_executor", "tool"),
     ("sandbox_runner", "tool"),
     ("safety", "output"),
@@ -219,7 +220,7 @@ async def test_a_turn_whose_service_is_killed_and_comes_back_goes_on_or_asks(slo
     await _the_next_turn_works(slow)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", EACH_STEP)
 async def test_a_turn_whose_owner_is_killed_says_so_and_goes_on_when_it_is_back(slow: SlowMesh, step: str):
     turn_id = new_id("turn")
     with pytest.raises(Unavailable, match="`turnwire status` shows what runs") as cut:
@@ -236,7 +237,7 @@ async def test_a_turn_whose_owner_is_killed_says_so_and_goes_on_when_it_is_back(
     await _the_next_turn_works(slow)
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", EACH_STEP)
 async def test_a_reader_at_a_gateway_that_is_killed_is_cut_and_resumes_at_the_next_one(slow: SlowMesh, step: str):
     turn_id = new_id("turn")
     call, _ = await _accepted(slow, f"slow {step}: harpoon", turn_id)

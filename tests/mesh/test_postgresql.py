@@ -118,6 +118,7 @@ async def test_turns_go_on_over_restarts_of_the_database(own_server: Postgres):
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_while_the_database_is_away_that_is_what_callers_hear(own_server: Postgres):
     with own_server.database() as url:
         async with running_mesh(rules=RULES, store={"url": url}) as mesh, mesh.client() as client:

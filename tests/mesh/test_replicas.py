@@ -34,6 +34,7 @@ RULES = [
 WHOLE = "".join(f"w{number} " for number in range(1, 61))
 
 
+@pytest.mark.everyday
 async def test_another_replica_finishes_the_turn_of_one_that_died(tmp_path: Path, postgres: str):
     async with running_replicas(tmp_path, postgres, rules=RULES) as replicas, replicas.client() as client:
         stream = client.run_turn(await session_of(client), "a long story")
@@ -223,6 +224,7 @@ async def test_a_turn_whose_owner_is_silent_is_cancelled_within_a_second(
             await asyncio.gather(reading, return_exceptions=True)
 
 
+@pytest.mark.everyday
 async def test_a_pause_is_answered_on_any_replica_after_its_owner_died(tmp_path: Path, postgres: str):
     async with running_replicas(tmp_path, postgres, count=2, rules=RULES) as replicas:
         async with replicas.client(0) as client, replicas.client(1) as other:
@@ -298,6 +300,7 @@ async def test_an_unwatched_turn_is_cancelled_after_a_recovery_and_not_while_ano
         assert 1 == (await other.get_turn(stream.turn_id)).recoveries
 
 
+@pytest.mark.everyday
 async def test_who_does_not_run_a_turn_says_so_to_other_replicas(tmp_path: Path, postgres: str):
     async with running_replicas(tmp_path, postgres, count=1, rules=RULES) as replicas, replicas.client() as client:
         from turnwire.agent.v1 import turn_owner_service_pb2 as messages

@@ -77,6 +77,7 @@ async def test_creating_an_agent_without_inference_writes_nothing():
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 @pytest.mark.parametrize("victim", ["agent", "inference"])
 async def test_a_turn_outlives_the_death_of_a_process(victim: str):
     async with running_mesh("processes", rules=RULES) as mesh, mesh.client() as client:
@@ -144,6 +145,7 @@ SEED = int(os.environ.get("TURNWIRE_FAULTS_SEED", "1"))
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 @pytest.mark.timeout(3600)
 async def test_seeded_faults_leave_every_turn_whole():
     """Each fault: a turn with a tool pause, hit at a random place; whatever happens, the log is sound."""

@@ -341,7 +341,14 @@ async def test_what_does_not_exist_is_refused_by_name():
 
 @pytest.mark.faults
 @pytest.mark.parametrize(
-    "moment", ["SHIELD_CALL", "MEMORY_RETRIEVAL", "INFERENCE", "TOOL_EXECUTION", "the last shield"]
+    "moment",
+    [
+        "SHIELD_CALL",
+        "MEMORY_RETRIEVAL",
+        pytest.param("INFERENCE", marks=pytest.mark.everyday),
+        pytest.param("TOOL_EXECUTION", marks=pytest.mark.everyday),
+        "the last shield",
+    ],
 )
 async def test_a_turn_goes_on_where_its_process_died(moment: str):
     async with _mesh(topology="processes") as (mesh, peers, client):

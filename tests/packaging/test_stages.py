@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.packaging.processes import has_ended, pid_in
 from tools.dev.layout import ROOT
-from tools.dev.stages import LONGER, STAGES, counts
+from tools.dev.stages import LONGER, SAMPLED, SELECTION, STAGES, Stage, counts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,6 +26,9 @@ from tools.dev.stages import Stage, ci
 limit = float(sys.argv[1])
 sys.exit(ci([Stage(str(number), ["bash", "-c", script], limit) for number, script in enumerate(sys.argv[2:], 1)]))
 """
+
+
+MARKERS = (*LONGER, *SAMPLED, "everyday")
 
 
 def ci(*scripts: str, limit: float = 30) -> tuple[int, list[str]]:
@@ -142,5 +147,29 @@ def test_sigterm_ends_the_stage_that_runs_and_tells_what_was_counted(tmp_path: P
     assert has_ended(stage)
 
 
-def test_each_longer_marker_has_a_stage():
-    assert set(LONGER) <= {stage.name for stage in STAGES}
+def selects(stage: Stage, markers: set[str]) -> bool:
+    """True when a stage runs a test with these markers."""
+    expression = SELECTION if stage.name == "test" else stage.command[-1]
+    return bool(eval(expression, {}, {name: name in markers for name in MARKERS}))  # pytest's language is Python's here
+
+
+@pytest.mark.parametrize("count", range(len(MARKERS) + 1))
+def test_whatever_its_markers_each_test_is_in_a_stage(count: int):
+    stages = [stage for stage in STAGES if stage.name != "check"]
+    for markers in itertools.combinations(MARKERS, count):
+        assert [stage.name for stage in stages if selects(stage, set(markers))], f"no stage runs what is {markers}"
+
+
+def test_a_longer_stage_runs_what_is_marked_for_it_and_the_tests_of_every_day_some_of_it():
+    by_name = {stage.name: stage for stage in STAGES}
+    for marker in (*SAMPLED, *LONGER):
+        stage = by_name["faults" if marker == "matrix" else marker]
+        assert selects(stage, {marker})
+        assert not selects(by_name["test"], {marker})
+        assert (marker in SAMPLED) == selects(by_name["test"], {marker, "everyday"})
+        assert not selects(stage, set())
+
+
+def test_the_markers_of_the_stages_are_pytests():
+    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]["markers"]
+    assert set(MARKERS) <= {line.partition(":")[0] for line in lines}

@@ -191,6 +191,7 @@ async def test_a_reader_whose_caller_leaves_keeps_its_connection(postgres: str):
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_writes_go_on_over_a_restart_and_nothing_acknowledged_is_lost(own_server: Postgres):
     chance = random.Random(7)
     acknowledged: list[int] = []
@@ -262,6 +263,7 @@ async def test_a_server_that_hangs_is_told_too(own_server: Postgres, monkeypatch
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_notices_are_heard_again_after_a_restart(own_server: Postgres):
     heard: asyncio.Queue[str] = asyncio.Queue()
     with own_server.database() as url:

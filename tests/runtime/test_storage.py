@@ -260,6 +260,7 @@ def _process(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_what_was_acknowledged_survives_kill_9(path: Path):
     chance = random.Random(11)
     acknowledged: set[int] = set()
@@ -280,6 +281,7 @@ async def test_what_was_acknowledged_survives_kill_9(path: Path):
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_a_second_process_is_refused_and_told_who_has_it(path: Path):
     process = _process(_WRITER, str(path))
     assert process.stdout is not None
@@ -341,6 +343,7 @@ asyncio.run(main())
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_a_full_disk_is_told_loses_nothing_and_ends(path: Path):
     process = _process(_FULL, str(path))
     out, err = await asyncio.to_thread(process.communicate)

@@ -53,6 +53,7 @@ async def _replicas(
         yield replicas[0], replicas[1]
 
 
+@pytest.mark.everyday
 async def test_a_call_that_runs_at_one_is_followed_at_the_other(postgres: str):
     async with fake_images() as fake, _replicas(postgres, drawing(fake)) as (one, other):
         fake.script = ["hang"]
@@ -87,6 +88,7 @@ async def test_a_call_that_runs_at_one_is_stopped_from_the_other_within_a_second
     assert error_pb2.ERROR_REASON_OUTCOME_UNKNOWN == ran.reason
 
 
+@pytest.mark.everyday
 async def test_what_a_killed_one_had_sent_is_unknown_or_runs_again_at_the_other(postgres: str):
     async with (
         fake_images() as images,

@@ -70,6 +70,7 @@ async def _stopped(mesh: RunningMesh, executor: Executor) -> None:
     await mesh.signal("sandbox_runner", signal.SIGSTOP)
 
 
+@pytest.mark.everyday
 async def test_a_search_that_was_sent_runs_again():
     async with fake_search() as fake, _mesh(searching(fake)) as (mesh, executor):
         fake.script = ["hang"]
@@ -103,6 +104,7 @@ async def test_a_picture_that_was_asked_for_is_never_asked_for_again():
     assert 1 == len(fake.requests)
 
 
+@pytest.mark.everyday
 async def test_an_outcome_outlives_its_process():
     async with fake_images() as fake, _mesh(drawing(fake)) as (mesh, executor):
         first = await executor.run("photogen", {"prompt": "red"})
@@ -131,6 +133,7 @@ async def test_code_that_was_only_prepared_runs_once_when_it_is_asked_for_again(
     assert ("ran", False) == (ran.result.content, ran.result.HasField("failure"))
 
 
+@pytest.mark.everyday
 async def test_code_that_was_sent_is_never_run_again():
     code = "print('begun', flush=True)\nwhile True: pass"
     async with _mesh(CODE, runner=True) as (mesh, executor):
@@ -237,6 +240,7 @@ async def test_a_call_that_a_process_left_prepared_can_be_cancelled():
     assert error_pb2.ERROR_REASON_CANCELLED == ran.reason
 
 
+@pytest.mark.everyday
 async def test_an_upload_that_is_cut_by_death_leaves_nothing_and_no_row_is_without_its_file():
     async with _mesh() as (mesh, executor):
         kept = [await executor.upload(os.urandom(100_000), name=f"{n}.bin") for n in range(3)]

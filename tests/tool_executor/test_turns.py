@@ -192,6 +192,7 @@ async def test_a_model_is_told_that_the_outcome_is_not_known_where_its_agent_say
 
 
 @pytest.mark.faults
+@pytest.mark.everyday
 async def test_a_turn_whose_agent_dies_takes_up_the_execution_that_ran_on():
     async with fake_search() as fake, _mesh("processes", searching(fake)) as (mesh, client, executor):
         fake.script = ["hang"]

@@ -55,11 +55,17 @@ ON_ALL_CORES = [
 _DEV = [sys.executable, "-m", "tools.dev"]
 LONGER = ("matrix", "bars", "soak", "wheel", "sandbox", "browser")
 """The markers of tests that `./dev test` leaves to stages of their own."""
+SAMPLED = ("faults", "model")
+"""The markers whose stages run all their tests, and `./dev test` those of them that are marked `everyday`."""
+_NOT_LONGER = " and ".join(f"not {marker}" for marker in LONGER)
+SELECTION = f"{_NOT_LONGER} and (everyday or not ({' or '.join(SAMPLED)}))"
+"""The tests of `./dev test`."""
 STAGES = (
     Stage("check", [*_DEV, "check"], 2 * 60),
-    Stage("test", [*_DEV, "test"], 22 * 60),
+    Stage("test", [*_DEV, "test"], 13 * 60),
+    Stage("model", [*PYTEST, "-m", f"model and not ({' or '.join(LONGER)})"], 5 * 60),
     Stage("bars", [*PYTEST, "-m", "bars"], 6 * 60),
-    Stage("faults", [*_DEV, "faults", "100", "--marker", "faults or matrix"], 8 * 60),
+    Stage("faults", [*_DEV, "faults", "100", "--marker", "faults or matrix"], 12 * 60),
     Stage("soak", [*PYTEST, "-m", "soak"], 4 * 60),
     Stage("sandbox", [*PYTEST, "-m", "sandbox"], 4 * 60),
     Stage("wheel", [*PYTEST, "-m", "wheel"], 4 * 60),
@@ -101,11 +107,12 @@ def check() -> int:
 def test(arguments: Sequence[str]) -> int:
     """Runs the tests but for the longer stages (`-m` chooses others); returns pytest's exit code.
 
-    All cores share them, unless files or folders are named: `-n 0` has them run in one process, `-n 2` in two.
+    All cores share them, unless files or folders are named, of which more than a sample of the faults and of the
+    model is run: `-n 0` has them run in one process, `-n 2` in two.
     """
     chosen = any(argument.startswith("-m") for argument in arguments)
-    selection = [] if chosen else ["-m", " and ".join(f"not {marker}" for marker in LONGER)]
     named = any((ROOT / argument.partition("::")[0]).exists() for argument in arguments)
+    selection = [] if chosen else ["-m", _NOT_LONGER if named else SELECTION]
     workers = [] if named else ON_ALL_CORES
     return subprocess.run([*PYTEST, *workers, *selection, *arguments], cwd=ROOT, check=False).returncode
 
