@@ -101,9 +101,8 @@ async def _result(
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = ToolExecutorServiceStub(channel)
         screening = Screening(cast("Any", _Objecting()), config, commit)
-        await ToolStep(stub, unused, unused, config, screening, commit, epoch=1, given={}).run(
-            turn_pb2.Turn(turn_id=TURN), step
-        )
+        step_of_calls = ToolStep(stub, unused, unused, config, screening, commit, unused, epoch=1, given={})
+        await step_of_calls.run(turn_pb2.Turn(turn_id=TURN), step)
     return log[-1].tool_call_completed.result
 
 

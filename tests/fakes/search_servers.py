@@ -151,7 +151,7 @@ def _misbehaved(behaviour: str) -> web.Response | None:
 async def fake_search() -> AsyncGenerator[FakeSearch]:
     """Gives the fakes, served on one port."""
     fake = FakeSearch()
-    runner = web.AppRunner(fake.app(), shutdown_timeout=1)
+    runner = web.AppRunner(fake.app(), handler_cancellation=True, shutdown_timeout=1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -17,6 +17,7 @@ from turnwire.agent.store import inbox, ownership
 from turnwire.agent.store.ownership import Claimed, Owner
 from turnwire.agent.turn.config import TurnConfig, pin
 from turnwire.agent.turn.runner import TurnRunner
+from turnwire.agent.turn.stopping import Stopping
 from turnwire.agent.turn.workers import Stubs, workers
 from turnwire.agent.v1 import agent_service_pb2
 from turnwire.errors import Draining, NotFound, NotOwner, StoreUnavailable, TurnwireError
@@ -55,6 +56,7 @@ class LiveTurns:
         """Is called with turns that somebody reads here, and that are not run here."""
         self._store = store
         self._stubs = stubs
+        self._stopping = Stopping(stubs.tool_executor)
         self._history = history
         self._settings = settings
         self._queue = queue
@@ -214,7 +216,12 @@ class LiveTurns:
             held=live.row.held_input,
         )
         doing = workers(
-            self._stubs, writer, config, live.row, inference_seconds=self._settings.inference_timeout_seconds
+            self._stubs,
+            writer,
+            config,
+            live.row,
+            self._stopping,
+            inference_seconds=self._settings.inference_timeout_seconds,
         )
 
         async def earlier(turn: turn_pb2.Turn) -> list[message_pb2.Message]:
@@ -285,6 +292,7 @@ class LiveTurns:
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        await self._stopping.close()
 
     async def _leave(self, live: LiveTurn, grace_seconds: float) -> None:
         task = live.task

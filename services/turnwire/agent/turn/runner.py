@@ -30,6 +30,11 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
+_STOP_SECONDS = 0.75
+"""So long the end of a turn waits to hear what became of its calls: who cancels has an answer within a second."""
+_STOP_AFTER_TAKEOVER_SECONDS = 0.35
+"""The same where half of that second went by until the last owner was passed over."""
+
 
 def plan(
     preview: TurnFold, config: TurnConfig, first: Sequence[event_pb2.StepEvent]
@@ -92,7 +97,7 @@ class TurnRunner:
                 if self._cancel_reason is not None and not isinstance(action, Stop):
                     if isinstance(action, RunTools) and not self._stopped:
                         # Taken over to be cancelled: what the last owner began is stopped, or fenced off.
-                        await self._stop(action.step)
+                        await self._stop(action.step, _STOP_AFTER_TAKEOVER_SECONDS)
                     events = [self._cancelled()]
                     continue
                 match action:
@@ -173,12 +178,12 @@ class TurnRunner:
             self._history_messages = await self._history(turn)
         return self._history_messages
 
-    async def _stop(self, step: step_pb2.Step) -> None:
+    async def _stop(self, step: step_pb2.Step, seconds: float = _STOP_SECONDS) -> None:
         """Ends what runs, and has the calls of tools stopped where they run."""
         self._stopped = True
         await self._end_work()
         if step.type == step_pb2.STEP_TYPE_TOOL_EXECUTION:
-            self._outcomes = await self._workers.tools.stop(self._log.fold.turn, step)
+            self._outcomes = await self._workers.tools.stop(self._log.fold.turn, step, seconds)
 
     async def _end_work(self) -> None:
         if self._work is not None:

@@ -20,8 +20,8 @@ from turnwire.agent.v1 import agent_pb2, event_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import TurnwireError, from_rpc_error, may_have_arrived
 from turnwire.runtime.channels import upstream
-from turnwire.runtime.failpoints import Boundary, Failpoint
-from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
+from turnwire.runtime.failpoints import Failpoint
+from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,17 +30,16 @@ if TYPE_CHECKING:
     from turnwire.agent.turn.config import TurnConfig
     from turnwire.agent.turn.retrieval import RetrievalStep
     from turnwire.agent.turn.screening import Commit, Screening
+    from turnwire.agent.turn.stopping import Stopping
     from turnwire.tool_executor.v1.tool_executor_service_pb2_grpc import ToolExecutorServiceStub
 
 _ASKED = Failpoint("agent.tool_asked")
 _OUTPUT = Failpoint("agent.tool_output")
 _ANSWERED = Failpoint("agent.tool_answered")
-_STOPPING = Boundary("agent.tool_stopped")
 _TRIES = 8
 """How often the executor is asked for one call while it is away: asking again under a call id is safe."""
 _SECONDS = 900.0
 _MARGIN_SECONDS = 30.0
-_CANCEL_SECONDS = 2.0
 _PROGRESS_SECONDS = 1.0
 """Progress is an event that is stored: a tool that counts fast is told of once in so long."""
 _ATTEMPTS = "attempts"
@@ -54,10 +53,6 @@ _RAN = frozenset(
     }
 )
 """Failures of calls that may have begun; with any other one nothing has reached the tool."""
-_OUTCOMES = {
-    execution_pb2.EXECUTION_STATE_CANCELLED: turn_pb2.CancelledCall.OUTCOME_STOPPED,
-    execution_pb2.EXECUTION_STATE_OUTCOME_UNKNOWN: turn_pb2.CancelledCall.OUTCOME_UNKNOWN,
-}
 
 
 class ToolStep:
@@ -71,6 +66,7 @@ class ToolStep:
         config: TurnConfig,
         screening: Screening,
         commit: Commit,
+        stopping: Stopping,
         *,
         epoch: int,
         given: Mapping[str, message_pb2.ToolResult],
@@ -85,6 +81,7 @@ class ToolStep:
         self._config = config
         self._screening = screening
         self._commit = commit
+        self._stopping = stopping
         self._epoch = epoch
         self._given = given
         self._begun: set[str] = set()
@@ -99,11 +96,11 @@ class ToolStep:
         return []
 
     async def stop(
-        self, turn: turn_pb2.Turn, step: step_pb2.Step
+        self, turn: turn_pb2.Turn, step: step_pb2.Step, seconds: float
     ) -> dict[str, turn_pb2.CancelledCall.Outcome.ValueType]:
-        """Stops the calls that are open and returns what became of each."""
+        """Stops the calls that are open; returns what became of each, as far as that is known in so many seconds."""
         open_calls = [each.call for each in self._open(step) if each.HasField("start_time") and not each.held]
-        outcomes = await asyncio.gather(*(self._stopped(turn, call) for call in open_calls))
+        outcomes = await asyncio.gather(*(self._stopped(turn, call, seconds) for call in open_calls))
         return {call.call_id: outcome for call, outcome in zip(open_calls, outcomes, strict=True)}
 
     def _open(self, step: step_pb2.Step) -> list[step_pb2.ToolExecution]:
@@ -258,7 +255,7 @@ class ToolStep:
         return message_pb2.ToolResult(content=excerpts(chunks) or "Nothing was found.")
 
     async def _stopped(
-        self, turn: turn_pb2.Turn, call: message_pb2.ToolCall
+        self, turn: turn_pb2.Turn, call: message_pb2.ToolCall, seconds: float
     ) -> turn_pb2.CancelledCall.Outcome.ValueType:
         tool = self._config.tool(call.name)
         if tool is None or tool.WhichOneof("tool") != "registered":
@@ -266,12 +263,7 @@ class ToolStep:
         request = tool_executor_service_pb2.CancelExecutionRequest(
             turn_id=turn.turn_id, call_id=call.call_id, owner_epoch=self._epoch
         )
-        try:
-            async with _STOPPING:
-                response = await self._executor.CancelExecution(request, timeout=_CANCEL_SECONDS)
-        except grpc.RpcError:
-            return turn_pb2.CancelledCall.OUTCOME_UNKNOWN
-        return _OUTCOMES.get(response.execution.state, turn_pb2.CancelledCall.OUTCOME_FENCED)
+        return await self._stopping.stop(request, seconds)
 
 
 def _interpreted(turn: turn_pb2.Turn, step: step_pb2.Step) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from turnwire.agent.log.writer import TurnWriter
     from turnwire.agent.store.turns import TurnRow
     from turnwire.agent.turn.config import TurnConfig
+    from turnwire.agent.turn.stopping import Stopping
     from turnwire.inference.v1.inference_service_pb2_grpc import InferenceServiceStub
     from turnwire.memory.v1.memory_bank_service_pb2_grpc import MemoryBankServiceStub
     from turnwire.memory.v1.memory_service_pb2_grpc import MemoryServiceStub
@@ -45,7 +46,9 @@ class Workers:
     tools: ToolStep
 
 
-def workers(stubs: Stubs, writer: TurnWriter, config: TurnConfig, row: TurnRow, *, inference_seconds: float) -> Workers:
+def workers(
+    stubs: Stubs, writer: TurnWriter, config: TurnConfig, row: TurnRow, stopping: Stopping, *, inference_seconds: float
+) -> Workers:
     """Returns the workers of a turn; an attempt of a model takes at most `inference_seconds`."""
     shields = Shields(stubs.safety, config.config.shield_failure_policy)
     screening = Screening(shields, config, writer.commit)
@@ -61,6 +64,7 @@ def workers(stubs: Stubs, writer: TurnWriter, config: TurnConfig, row: TurnRow, 
             config,
             screening,
             writer.commit,
+            stopping,
             epoch=row.epoch,
             given=held_results(row.held_input),
         ),
