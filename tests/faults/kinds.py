@@ -8,6 +8,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tests.faults.plan import KIND, PLACE
 from tests.faults.world import FAKETIME, LEASE_SECONDS, can_mount
 
 if TYPE_CHECKING:
@@ -48,7 +49,9 @@ class Fault:
     def __str__(self) -> str:
         """Says what it is, and how it is repeated."""
         where = f"{self.kind} of {self.victim or '-'} at {self.failpoint} ({self.nth})"
-        return f"{self.store}: {where}: ./dev faults --store {self.store} --seed {self.seed} --only {self.number}"
+        chosen = (f" --kind '{KIND}'" if KIND else "") + (f" --at {PLACE}" if PLACE else "")
+        again = f"./dev faults --store {self.store} --seed {self.seed} --only {self.number}{chosen}"
+        return f"{self.store}: {where}: {again}"
 
 
 async def _kill(fault: Fault, world: World, hit: Hit) -> None:
@@ -148,9 +151,9 @@ def choose(store: str, seed: int, number: int, reached: dict[str, int]) -> Fault
     Kinds take turns, so that few faults are of all kinds.
     """
     chance = random.Random(f"{store} {seed} {number}")
-    kinds = kinds_on(store)
+    kinds = [kind for kind in kinds_on(store) if kind in {KIND or kind}]
     kind = kinds[(number + seed) % len(kinds)]
-    failpoint = chance.choice(sorted(reached))
+    failpoint = chance.choice(sorted(name for name in reached if name.startswith(PLACE)))
     nth = chance.randint(1, min(reached[failpoint], _MOST))
     return Fault(store, seed, number, kind, failpoint, nth, chance)
 

@@ -18,6 +18,10 @@ COUNT = int(os.environ.get("TURNWIRE_FAULTS", "8"))
 SEED = int(os.environ.get("TURNWIRE_FAULTS_SEED", "1"))
 _ONLY = os.environ.get("TURNWIRE_FAULTS_ONLY", "")
 _STORE = os.environ.get("TURNWIRE_FAULTS_STORE", "")
+KIND = os.environ.get("TURNWIRE_FAULTS_KIND", "")
+"""The one kind of faults to make; empty: all in turn."""
+PLACE = os.environ.get("TURNWIRE_FAULTS_PLACE", "")
+"""The beginning of the failpoints to hit; empty: all."""
 _RESULTS = os.environ.get("TURNWIRE_FAULTS_RESULTS", "")
 
 

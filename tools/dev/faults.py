@@ -29,6 +29,8 @@ def run(pytest: Sequence[str], arguments: Sequence[str]) -> int:
             "TURNWIRE_FAULTS_SEED": str(chosen.seed),
             "TURNWIRE_FAULTS_STORE": chosen.store or "",
             "TURNWIRE_FAULTS_ONLY": "" if chosen.only is None else str(chosen.only),
+            "TURNWIRE_FAULTS_KIND": chosen.kind,
+            "TURNWIRE_FAULTS_PLACE": chosen.at,
             "TURNWIRE_FAULTS_RESULTS": folder,
         }
         code = subprocess.run([*pytest, "-m", chosen.marker], cwd=ROOT, env=environment, check=False).returncode
@@ -73,5 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1, help="which ones [1]")
     parser.add_argument("--store", choices=["sqlite", "postgres"], help="on one store only")
     parser.add_argument("--only", type=int, metavar="K", help="only the one of this number, as a report names it")
+    parser.add_argument("--kind", default="", help="only faults of this kind, as the table names it")
+    parser.add_argument("--at", default="", metavar="NAME", help="only at failpoints whose names begin so")
     parser.add_argument("--marker", default="matrix", help="which tests: pytest's -m [matrix]")
     return parser

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from turnwire.runtime.steady_clock import SteadyClock
 from turnwire.runtime.trace_context import next_traceparent, trace_id
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ MESH_TOKEN_SECONDS = 300
 _SCHEME = "mesh1"
 _SOME_SPAN = f"{1:016x}"
 _EXPIRY = re.compile("[0-9]{1,12}")
+_clock = SteadyClock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ def acting_as(tenant: str, *, trace: str = "") -> Generator[None]:
 
 def mesh_token(secret: str, service: str, *, now: float | None = None) -> str:
     """Returns a token that proves to be a service of the mesh, good for five minutes."""
-    expiry = int((now if now is not None else time.time()) + MESH_TOKEN_SECONDS)
+    expiry = int((now if now is not None else _clock.time()) + MESH_TOKEN_SECONDS)
     return f"{_SCHEME}.{service}.{expiry}.{_signature(secret, service, expiry)}"
 
 
@@ -107,7 +109,7 @@ def verify_mesh_token(secret: str, token: str) -> str | None:
     _, service, expiry, signature = parts
     if not hmac.compare_digest(signature.encode(), _signature(secret, service, int(expiry)).encode()):
         return None
-    return service if int(expiry) > time.time() else None
+    return service if int(expiry) > _clock.time() else None
 
 
 def _signature(secret: str, service: str, expiry: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import TYPE_CHECKING
 
 import structlog
@@ -12,6 +11,7 @@ from turnwire.agent.store import leases, ownership
 from turnwire.errors import StoreUnavailable
 from turnwire.ids import new_id
 from turnwire.runtime.failpoints import Boundary
+from turnwire.runtime.steady_clock import since_boot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +66,7 @@ class Lease:
         Raises:
             StoreUnavailable: the database cannot be used now.
         """
-        began = _now()
+        began = since_boot()
         seconds = None if self.exclusive else self._seconds
 
         async def unit(tx: Transaction) -> None:
@@ -119,7 +119,7 @@ class Lease:
     async def _renew_or_take(self, lost: Callable[[], None]) -> None:
         async with asyncio.timeout(self._seconds * _GOOD_PART):
             if self._held:
-                began = _now()
+                began = since_boot()
                 async with _RENEWAL:
                     renewed = await self._store.write(lambda tx: leases.renew(tx, self.instance_id, self._seconds))
                 if renewed:
@@ -141,9 +141,4 @@ class Lease:
         renewed.set()
 
     def _age(self) -> float:
-        return _now() - self._began
-
-
-def _now() -> float:
-    """The time since the machine started; unlike that of the loop it goes on while the machine sleeps."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+        return since_boot() - self._began
