@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from turnwire.runtime.storage import Store
 
-SETTINGS = AgentSettings(lease_seconds=1.0, lease_renew_seconds=0.1)
+SETTINGS = AgentSettings(lease_seconds=2.0, lease_renew_seconds=0.1)
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ async def test_a_lease_is_dark_before_it_ends_lost_after_and_begun_anew_under_an
             await lease.take()
             keeping = asyncio.create_task(lease.run(lost=lost.set, lit_again=lambda: None))
             try:
-                await asyncio.sleep(1.5)  # longer than a lease that is not renewed
+                await asyncio.sleep(2.5)  # longer than a lease that is not renewed
                 assert lease.good
                 assert not lost.is_set()
                 await asyncio.to_thread(own_server.kill)

@@ -60,7 +60,7 @@ async def test_active_time_goes_on_after_a_pause_which_is_not_counted():
     slow_call = RULES[0] | {"tokens": 13, "tokens_per_second": 10}
     async with running_mesh(rules=[slow_call, RULES[1]]) as mesh, mesh.client() as client:
         limits = agent_pb2.TurnLimits()
-        limits.active_time.FromMilliseconds(1500)
+        limits.active_time.FromMilliseconds(3000)
         session = await session_of(client, tools=[weather_tool()], limits=limits)
         stream = client.run_turn(session, "the weather?")
         paused = await stream.result()
@@ -73,8 +73,8 @@ async def test_active_time_goes_on_after_a_pause_which_is_not_counted():
             step.end_time.ToMilliseconds() - step.start_time.ToMilliseconds() for step in (turn.steps[0], turn.steps[2])
         )
         assert 1200 <= calling
-        assert answering < 1200, "the second step had more than what the first one left"
-        assert 1490 <= calling + answering
+        assert answering < 2700, "the second step had more than what the first one left"
+        assert 2990 <= calling + answering
 
 
 async def test_a_turn_that_a_defect_has_left_lying_goes_on(monkeypatch: pytest.MonkeyPatch):

@@ -108,7 +108,7 @@ async def test_anything_but_an_answer_of_the_form_is_a_failure(text: str, cause:
 
 
 async def test_a_judge_that_does_not_end_is_stopped():
-    async with _judging(timeout_seconds=0.5) as safety:
+    async with _judging(timeout_seconds=1.5) as safety:
         (failed,) = (await safety.run(["llama-guard"], said("endless"))).verdicts
 
         assert error_pb2.ERROR_REASON_SHIELD_UNAVAILABLE == failed.failure.reason

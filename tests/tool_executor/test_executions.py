@@ -114,6 +114,7 @@ async def test_the_deadline_of_a_caller_is_none_of_the_execution():
             async for _ in stream:
                 pass
         assert grpc.StatusCode.DEADLINE_EXCEEDED == raised.value.code()
+        await fake.asked.wait()
         assert DISPATCHED == (await executor.execution()).state
         fake.gate.set()
         assert "Zweite" in (await executor.run("web_search", QUERY)).result.content
