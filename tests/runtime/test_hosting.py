@@ -366,6 +366,7 @@ async def test_metrics_count_calls_by_method_and_code_their_time_and_what_is_ope
 async def test_a_deadline_that_passes_is_counted_as_such():
     async with hosted({"inference": inference(Stepping())}) as service, stub_of(service.address()) as stub:
         passed = "rpc_server_calls_total", "ChatCompletion", "DEADLINE_EXCEEDED"
+        found: dict[tuple[str, str, str], float] = {}
         # On a busy machine a call may arrive so late that its caller has gone before the time is over here.
         for _ in range(30):
             await failure(stub.ChatCompletion(CHAT, timeout=0.2).read())
