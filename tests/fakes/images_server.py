@@ -87,6 +87,13 @@ class FakeImages:
                 return _made({"b64_json": "%%%"})
             case "empty":
                 return web.json_response({"created": 1, "data": []})
+            case "cut":
+                self._make(request)
+                assert request.transport is not None
+                request.transport.abort()
+                return web.Response()
+            case "502" | "503" | "504":
+                return _refused(int(behaviour), "server_error", "The server is overloaded.")
             case "policy":
                 return _refused(400, "moderation_blocked", "Your request was rejected by the safety system.")
             case _:

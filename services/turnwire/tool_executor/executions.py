@@ -58,6 +58,11 @@ class _Work:
     provider: Provider
     limits: Limits
 
+    @property
+    def may_go_on(self) -> bool:
+        """True when a call that was sent, and is left, may still have an effect that counts."""
+        return not self.tool.idempotent and not self.provider.stops_when_left
+
 
 class _Outcome(NamedTuple):
     state: State.ValueType
@@ -276,17 +281,18 @@ class Executions:
             if not running.stopping:
                 raise
             running.taken_back()
-            if sent and not work.tool.idempotent and not work.provider.stops_when_left:
+            if sent and work.may_go_on:
                 why = "it was stopped after it had been sent, and may go on"
                 return _Outcome(journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, why)))
             return _Outcome(_CANCELLED, _with(running, journals.stopped(call_id, tool_id)))
         except OutcomeLost as lost:
             if not work.tool.idempotent:
                 return _Outcome(journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, str(lost))))
-            result = results.failed(
-                call_id, tool_id, error_pb2.ERROR_REASON_TOOL_FAILED, f"{tool_id} failed: {lost}.", retryable=True
-            )
+            result = _failed_on_the_way(call_id, tool_id, lost)
         except LimitPassed as passed:
+            if sent and passed.limit != "connect" and work.may_go_on:
+                why = f"it was waited for no longer: {passed.told}"
+                return _Outcome(journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, why)))
             message = f"{tool_id} was ended: {passed.told}. Allow it more time, or ask it for less."
             facts = {"service": "tool_executor", "limit": passed.limit}
             result = results.failed(call_id, tool_id, error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, message, facts)
@@ -383,6 +389,14 @@ def _refused(ask: Ask, tool: tool_pb2.Tool, path: str, problem: str) -> message_
     result = results.failed(ask.key[2], tool.tool_id, reason, message, {"path": path})
     result.name = ask.name
     return result
+
+
+def _failed_on_the_way(call_id: str, tool_id: str, lost: OutcomeLost) -> message_pb2.ToolResult:
+    """The result of a call whose outcome was lost, and that may be made again."""
+    if lost.error is not None:
+        return results.failed_by(call_id, tool_id, lost.error)
+    told = f"{tool_id} failed: {lost}."
+    return results.failed(call_id, tool_id, error_pb2.ERROR_REASON_TOOL_FAILED, told, retryable=True)
 
 
 def _with(running: Running, result: message_pb2.ToolResult) -> message_pb2.ToolResult:

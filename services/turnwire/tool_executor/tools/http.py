@@ -13,6 +13,7 @@ import aiohttp
 from yarl import URL
 
 from turnwire.errors import ProviderError, ProviderRateLimited, ProviderUnauthenticated, ProviderUnavailable
+from turnwire.tool_executor.tools.port import OutcomeLost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 CALL_ID_HEADER = "turnwire-call-id"
 _LONGEST_DETAIL = 300
 _PASSING = frozenset({408, 500, 502, 503, 504})
+_LOST = frozenset({502, 504})
+"""Said by what stands between: whether the server behind it did what it was asked is not known."""
+_NEVER_ASKED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
 _REFUSAL_BYTES = 64 * 1024
 _REFUSAL_SECONDS = 5.0
 
@@ -65,6 +69,7 @@ class WebApi:
             ProviderUnauthenticated: it refused the key.
             ProviderRateLimited: it wants fewer requests.
             ProviderUnavailable: it cannot be reached, or not now.
+            OutcomeLost: it was asked, and its answer was lost on the way.
             ProviderError: it refused the request, or what came is no answer.
         """
         hidden = _Hidden([*self._secrets, secret])
@@ -73,13 +78,21 @@ class WebApi:
                 method, path, connect, params, body, {CALL_ID_HEADER: call_id, **(headers or {})}
             ) as response:
                 if not 200 <= response.status < 300:
-                    raise self._refused(response.status, response.headers, await _refusal(response), hidden)
+                    refused = self._refused(response.status, response.headers, await _refusal(response), hidden)
+                    if response.status in _LOST:
+                        raise OutcomeLost(f"{self._base_url.host} answered HTTP {response.status}", refused)
+                    raise refused
                 data = await response.content.read(most + 1)
                 while len(data) <= most and (more := await response.content.read(most + 1 - len(data))):
                     data += more
         except (aiohttp.ClientError, OSError, ValueError) as error:
             told = hidden.of(f"{self._base_url.host}: {type(error).__name__} {error}".strip())
-            raise ProviderUnavailable(self.provider_id, told[:_LONGEST_DETAIL]) from None
+            unavailable = ProviderUnavailable(self.provider_id, told[:_LONGEST_DETAIL])
+            if isinstance(error, _NEVER_ASKED):
+                raise unavailable from None
+            raise OutcomeLost(
+                f"the connection broke after it was asked ({told[:_LONGEST_DETAIL]})", unavailable
+            ) from None
         if len(data) > most:
             raise ProviderError(self.provider_id, f"it answered with more than {most} bytes")
         try:

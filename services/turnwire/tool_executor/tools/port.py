@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from turnwire.common.v1 import error_pb2, message_pb2
+    from turnwire.errors import TurnwireError
     from turnwire.runtime.directory import Directory
     from turnwire.tool_executor.artifacts import Artifacts
     from turnwire.tool_executor.limits import Limits
@@ -94,6 +95,11 @@ Piece = Sending | Output | Progress | Answer
 
 class OutcomeLost(Exception):
     """The tool went away after it was sent its call: nobody knows what it did."""
+
+    def __init__(self, why: str, error: TurnwireError | None = None) -> None:
+        """`error` is what a call has failed with where doing it twice does no harm."""
+        super().__init__(why)
+        self.error = error
 
 
 class Provider(Protocol):

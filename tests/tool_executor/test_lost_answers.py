@@ -1,0 +1,74 @@
+"""A tool was asked and its answer never came: what it did is not known, unless doing it twice does no harm."""
+
+from __future__ import annotations
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+
+from tests.fakes.images_server import fake_images
+from tests.fakes.search_servers import fake_search
+from tests.tool_executor.calling import FAILED, UNKNOWN, drawing, executor_of, searching
+from turnwire.common.v1 import error_pb2
+from turnwire.tool_executor.v1 import tool_executor_service_pb2
+
+pytestmark = pytest.mark.mesh
+PROMPT = {"prompt": "red"}
+LIMITS = [
+    tool_executor_service_pb2.ExecutionLimits(first_byte=Duration(nanos=200_000_000)),
+    tool_executor_service_pb2.ExecutionLimits(total=Duration(nanos=200_000_000)),
+]
+
+
+@pytest.mark.parametrize("behaviour", ["cut", "502", "504"])
+async def test_a_picture_whose_answer_was_lost_on_the_way_may_have_been_made(behaviour: str):
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        fake.script = [behaviour]
+        ran = await executor.run("photogen", PROMPT)
+        noted = await executor.execution()
+
+    assert (UNKNOWN, error_pb2.ERROR_REASON_OUTCOME_UNKNOWN) == (noted.state, ran.reason)
+    assert "look at what it may have done" in ran.result.failure.message
+    assert not ran.result.failure.retryable
+    assert 1 == len(fake.requests)
+
+
+@pytest.mark.parametrize("limits", LIMITS, ids=["first_byte", "total"])
+async def test_a_picture_that_was_not_waited_for_may_have_been_made(
+    limits: tool_executor_service_pb2.ExecutionLimits,
+):
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        fake.script = ["make and hang"]
+        ran = await executor.run("photogen", PROMPT, limits=limits)
+        noted = await executor.execution()
+
+    assert (UNKNOWN, error_pb2.ERROR_REASON_OUTCOME_UNKNOWN) == (noted.state, ran.reason)
+    assert "0.2 s" in ran.result.failure.message
+
+
+async def test_what_its_maker_refuses_has_failed():
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        fake.script = ["503"]
+        ran = await executor.run("photogen", PROMPT)
+        noted = await executor.execution()
+
+    assert (FAILED, error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE) == (noted.state, ran.reason)
+
+
+async def test_what_nobody_was_there_to_take_has_failed():
+    async with fake_images() as fake:
+        provider = drawing(fake)
+    async with executor_of(provider) as executor:
+        ran = await executor.run("photogen", PROMPT)
+        noted = await executor.execution()
+
+    assert (FAILED, error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE) == (noted.state, ran.reason)
+
+
+async def test_a_search_whose_answer_was_lost_has_failed():
+    async with fake_search() as fake, executor_of(searching(fake)) as executor:
+        fake.script = ["504"]
+        ran = await executor.run("web_search", {"query": "turnwire"})
+        noted = await executor.execution()
+
+    assert (FAILED, error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE) == (noted.state, ran.reason)
+    assert ran.result.failure.retryable
