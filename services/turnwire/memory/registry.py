@@ -24,6 +24,7 @@ from turnwire.ids import new_id
 from turnwire.memory.store import banks as stored
 from turnwire.memory.store.banks import Bank
 from turnwire.memory.v1 import bank_pb2
+from turnwire.runtime.failpoints import Boundary
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from turnwire.runtime.storage import Store, Transaction
 
 _log = structlog.get_logger(__name__)
+
+_REGISTRATION = Boundary("memory.bank_registered")
 
 PROJECT_BANK = "turnwire-docs"
 """The bank of the project's own documents, which stands in every tenant."""
@@ -151,7 +154,8 @@ class Banks:
             return earlier or bank
 
         try:
-            registered = await self._store.write(unit)
+            async with _REGISTRATION:
+                registered = await self._store.write(unit)
         except TurnwireError:
             await provider.drop(bank.place)
             raise

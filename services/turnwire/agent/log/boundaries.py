@@ -20,12 +20,12 @@ UNWRITTEN = frozenset({"turn_steered", "compaction", "sub_agent"})
 BY_STEP = {"step_started": "plan", "step_completed": "result"}
 """These have failpoints for each type of step, which their field of this name tells."""
 
-STORED_TEXT = Boundary("agent.text_stored")
+_TEXT = "text_stored"
 """Of a commit without events: so much text has come that it is stored in between."""
 
 
 def _names() -> list[str]:
-    names: list[str] = []
+    names = [_TEXT]
     for kind in event_pb2.StepEvent.DESCRIPTOR.oneofs_by_name["payload"].fields:
         if kind.name in UNCOMMITTED | ACCEPTANCE | UNWRITTEN:
             continue
@@ -47,13 +47,12 @@ async def committing(events: Sequence[event_pb2.StepEvent]) -> AsyncGenerator[No
     if not Failpoint.armed:
         yield
         return
-    kinds = dict.fromkeys(_kind(event) for event in events)
-    found = [_BOUNDARIES[kind] for kind in kinds] or [STORED_TEXT]
-    for boundary in found:
-        await boundary.before.reached()
+    kinds = list(dict.fromkeys(_kind(event) for event in events)) or [_TEXT]
+    for kind in kinds:
+        await _BOUNDARIES[kind].before.reached()
     yield
-    for boundary in found:
-        await boundary.after.reached()
+    for kind in kinds:
+        await _BOUNDARIES[kind].after.reached()
 
 
 def _kind(event: event_pb2.StepEvent) -> str:
