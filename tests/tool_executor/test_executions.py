@@ -263,6 +263,20 @@ async def test_an_execution_is_not_cut_before_its_first_step_nor_after_its_outco
     await asyncio.gather(task, return_exceptions=True)
 
 
+@pytest.mark.parametrize("room", [0, 1])
+async def test_readers_are_told_that_more_was_written_than_is_kept_for_them(room: int):
+    running = Running(("default", "turn_1", "call_1"))
+    shown = "x" * (4 * 1024 * 1024 - room)
+    running.write(shown)
+    assert shown == running.output
+    running.write("é")
+    running.write("more")
+    running.finish(message_pb2.ToolResult(content="all"))
+
+    text = "".join([response.output.text async for response in running.read()])
+    assert shown + "\n[More was written; it is not shown here.]\n" == text
+
+
 @pytest.mark.parametrize("limit", ["first_byte", "total"])
 async def test_a_limit_ends_an_execution(limit: str):
     async with fake_search() as fake, executor_of(searching(fake)) as executor:

@@ -225,7 +225,6 @@ class Executions:
                 # From here on it is not stopped any more: there is an outcome, and it has to be written down.
                 running.settled = True
                 result.call_id, result.name = call_id, work.ask.name
-                result.content = results.clean(result.content)
                 await results.fit(result, self._artifacts, tenant=tenant, session_id=work.ask.session_id)
                 result.duration.FromMilliseconds(int((time.monotonic() - begun) * 1000))
                 row = await self._written(running.key, state, result, changes)

@@ -1,24 +1,19 @@
-"""Results of tools as a model reads them: safe text, bounded, with the rest of a long one as an artifact."""
+"""Results of tools as a model reads them: safe text, bounded, with all of a long one as an artifact."""
 
 from __future__ import annotations
 
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
-import structlog
-
 from turnwire.common.v1 import error_pb2, message_pb2
-from turnwire.errors import TurnwireError
+from turnwire.tool_executor.written import Written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from turnwire.errors import TurnwireError
     from turnwire.tool_executor.artifacts import Artifacts
 
-_log = structlog.get_logger(__name__)
-LONGEST = 48 * 1024
-"""The longest content of a result, in bytes; what is longer becomes an artifact."""
-_HEAD = 16 * 1024
-_TAIL = 8 * 1024
 _LONGEST_MESSAGE = 4000
 
 
@@ -54,30 +49,10 @@ def clean(text: str) -> str:
 
 async def fit(result: message_pb2.ToolResult, artifacts: Artifacts, *, tenant: str, session_id: str) -> None:
     """Bounds the content of a result; all of a long one becomes an artifact that the result names."""
-    data = result.content.encode()
-    if len(data) <= LONGEST:
-        return
-    name = f"{result.name}-output.txt"
-    try:
-        artifact = await artifacts.keep(
-            tenant,
-            name,
-            data,
-            mime_type="text/plain",
-            session_id=session_id,
-            metadata={"tool": result.name, "call_id": result.call_id},
+    async with AsyncExitStack() as stack:
+        written = Written(
+            artifacts, stack, tenant=tenant, session_id=session_id, tool=result.name, call_id=result.call_id
         )
-    except TurnwireError as error:
-        _log.warning("output_not_kept", tool=result.name, reason=error.message)
-        where = "the rest could not be kept"
-    else:
-        result.attachments.add(artifact_id=artifact.artifact_id, name=name, mime_type=artifact.mime_type)
-        where = f"all of it is in the attached file {name}"
-    head, tail = cut(data[:_HEAD]), data[-_TAIL:].decode("utf-8", "ignore")
-    left_out = len(data) - len(head.encode()) - len(tail.encode())
-    result.content = f"{head}\n[… {left_out} bytes are left out here; {where} …]\n{tail}"
-
-
-def cut(data: bytes) -> str:
-    """Returns the text of bytes that may end within a character: without that one."""
-    return data.decode("utf-8", "ignore")
+        await written.add(result.content)
+        result.content, kept = await written.ended()
+        result.attachments.extend(kept)

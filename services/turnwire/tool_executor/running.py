@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from turnwire.tool_executor.results import clean, cut
+from turnwire.tool_executor.results import clean
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
+from turnwire.tool_executor.written import cut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _MOST_KEPT = 4 * 1024 * 1024
 """So much output is kept for readers that come later; a tool that writes more is read in its result."""
+_MORE = b"\n[More was written; it is not shown here.]\n"
 _LARGEST_PIECE = 64 * 1024
 
 
@@ -35,6 +37,7 @@ class Running:
         """Its outcome is known and being written: it can no longer be stopped."""
         self._state: State.ValueType = execution_pb2.EXECUTION_STATE_PREPARED
         self._output = bytearray()
+        self._full = False
         self._progress: tool_executor_service_pb2.ExecutionProgress | None = None
         self._changes = 0
         self._changed = asyncio.Event()
@@ -72,13 +75,15 @@ class Running:
 
     def write(self, text: str) -> None:
         """Gives the readers a piece of output."""
-        room = _MOST_KEPT - len(self._output)
+        if self._full or not text:
+            return
         data = clean(text).encode()
-        if room > 0 and data:
-            self._output += cut(data[:room]).encode() if len(data) > room else data
-            if len(data) > room:
-                self._output += b"\n[More was written; it is not shown here.]\n"
-            self._tell()
+        room = _MOST_KEPT - len(self._output)
+        if len(data) > room:
+            self._full = True
+            data = cut(data[:room]).encode() + _MORE
+        self._output += data
+        self._tell()
 
     def finish(self, result: message_pb2.ToolResult) -> None:
         """Gives the readers the result, which the journal has by now."""

@@ -41,6 +41,7 @@ from turnwire.tool_executor.tools.configuring import ToolSettings, built_in, des
 from turnwire.tool_executor.tools.port import Answer, File, OutcomeLost, Output, Progress, Sending
 from turnwire.tool_executor.v1 import artifact_service_pb2
 from turnwire.tool_executor.workspaces import NOT_KEPT, Changes
+from turnwire.tool_executor.written import Written
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -271,7 +272,16 @@ class _Run:
         self.call = call
         self._artifacts = artifacts
         self._stack = stack
-        self._texts: list[str] = []
+        self._written = Written(
+            artifacts,
+            stack,
+            tenant=call.tenant,
+            session_id=call.session_id,
+            tool=call.tool.tool_id,
+            call_id=call.call_id,
+        )
+        self._line_ends = 0
+        """Line ends that the output may turn out to end with, and is then given without."""
         self._notices: list[str] = []
         self._drafts: dict[str, Draft] = {}
         self._refused: set[str] = set()
@@ -300,9 +310,9 @@ class _Run:
                 # The runner knows that files are lost, and not that they were brought back.
                 return self._note(self.restored or response.started.notice)
             case "stdout":
-                return self._text(response.stdout)
+                return await self._text(response.stdout)
             case "stderr":
-                return self._text(response.stderr)
+                return await self._text(response.stderr)
             case "notice":
                 return self._note(response.notice)
             case "file":
@@ -328,12 +338,13 @@ class _Run:
             raise TurnwireError.cut("sandbox_runner")
         if self._drafts:
             self._notices.append(f"Files that were not given back whole: {', '.join(map(json.dumps, self._drafts))}.")
-        parts = ["".join(self._texts).rstrip("\n")]
-        parts.append(finished.value_repr)
+        parts = [finished.value_repr]
         if self._made:
             parts.append(f"[Files: {', '.join(self._made)}]")
         parts += [f"[{notice}]" for notice in self._notices]
-        content = "\n".join(part for part in parts if part)
+        for part in filter(None, parts):
+            await self._written.add(f"\n{part}" if self._written.size else part)
+        content, attachments = await self._written.ended()
         failure = None
         if finished.HasField("failure"):
             failure = error_pb2.Failure()
@@ -341,10 +352,18 @@ class _Run:
             failure.metadata["tool"] = self.call.tool.tool_id
             failure.metadata["call_id"] = self.call.call_id
         content = content or ("" if failure else "[The code wrote nothing.]")
-        return Answer(content, failure, list(self._made.values()), changes)
+        return Answer(content, failure, [*self._made.values(), *attachments], changes)
 
-    def _text(self, text: str) -> str:
-        self._texts.append(text)
+    async def _text(self, text: str) -> str:
+        """A piece of output. However much there is of it, the most of it is not kept in memory."""
+        body = text.rstrip("\n")
+        if body:
+            while self._line_ends:
+                some = min(self._line_ends, _PIECE)
+                await self._written.add("\n" * some)
+                self._line_ends -= some
+            await self._written.add(body)
+        self._line_ends += len(text) - len(body)
         return text
 
     def _note(self, notice: str) -> str:
