@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from tests.agent.turns import TURN, completed, delta, inference_completed, started, step_started
+from tests.mesh.asking import check_log, folded
 from turnwire.agent.log.cursor import Cursor
+from turnwire.agent.log.merge import MOST_TEXT_BYTES, pieces
 from turnwire.agent.log.turn_log import LogReplaced, TurnLog
 from turnwire.agent.log.writer import draft
 from turnwire.agent.v1 import event_pb2, turn_pb2
@@ -78,6 +80,30 @@ async def test_a_slow_reader_gets_fewer_larger_events():
 
     assert (3, 102) == (seen[-1].first_sequence, seen[-1].sequence)
     assert 100 == len(seen[-1].step_delta.text)
+
+
+async def test_what_a_reader_gets_at_once_is_bounded_in_bytes_whatever_the_text_is_written_in():
+    log = _log(started(), step_started("s1"), ceiling=3000)
+    size = len("😀".encode())
+    for index in range(2000):
+        log.append_delta(delta("s1", index * 10 * size, "😀" * 10))
+    log.append_boundary([inference_completed("s1"), completed("s1")])
+    log.commit(2004, 3000)
+    events = await _all(_cursor(log))
+
+    longest = max(len(event.step_delta.text.encode()) for event in events)
+    assert MOST_TEXT_BYTES - 10 * size < longest <= MOST_TEXT_BYTES
+    check_log(events)
+    assert "😀" * 20_000 == folded(events).steps[0].inference.text
+
+
+@pytest.mark.parametrize("character", ["x", "é", "…", "😀"])
+def test_a_long_text_is_cut_between_characters_into_pieces_of_at_most_so_many_bytes(character: str):
+    found = list(pieces("a" + character * 1000, 64))
+
+    assert "a" + character * 1000 == "".join(found)
+    assert all(60 < len(piece.encode()) <= 64 for piece in found[:-1])
+    assert [""] == list(pieces("", 64))
 
 
 async def test_a_cursor_ends_after_the_terminal_event_only():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_right
 from collections import deque
-from itertools import islice
 from typing import TYPE_CHECKING
 
 from turnwire.fold import TurnFold
@@ -83,7 +82,7 @@ class TurnLog:
     def unstored(self) -> list[event_pb2.StepEvent]:
         """Returns the events after the last committed one, in order, whether seen or not."""
         start = bisect_right(self._visible, self._committed, key=_sequence)
-        return [*islice(self._visible, start, None), *self._waiting]
+        return [*self._visible[start:], *self._waiting]
 
     def commit(self, sequence: int, ceiling: int) -> None:
         """Notes that everything up to `sequence` is stored and that numbers up to `ceiling` are reserved."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import structlog
 
 from turnwire.agent.log.boundaries import committing
-from turnwire.agent.log.merge import merged, pieces
+from turnwire.agent.log.merge import byte_length, merged, pieces
 from turnwire.agent.store import clock, events, inbox, ownership, sessions, turns
 from turnwire.agent.v1 import event_pb2, turn_pb2
 from turnwire.common.v1 import message_pb2, shield_pb2
@@ -128,9 +128,10 @@ class TurnWriter:
             delta.text = piece
             delta.tool_name = tool_name
             delta.parse_status = parse_status
-            self._offsets[key] = begin + (len(piece) if piece.isascii() else len(piece.encode()))
+            length = byte_length(piece)
+            self._offsets[key] = begin + length
             self._log.append_delta(event)
-            self._unstored_bytes += len(piece) + _EVENT_BYTES
+            self._unstored_bytes += length + _EVENT_BYTES
         if self._log.ceiling - self._log.next_sequence < _CEILING_RESERVE and self._extension is None:
             self._extension = asyncio.create_task(self._extend(), name=f"ceiling {self._log.turn_id}")
 
