@@ -77,6 +77,12 @@ class SlowMesh:
         """Where the gateway is."""
         return f"http://{self.mesh.address('gateway')}"
 
+    @property
+    def gateway_pid(self) -> int:
+        """The process of the gateway."""
+        assert self._gateway is not None
+        return self._gateway.pid
+
     async def kill(self, service: str) -> None:
         """Kills a service, or the gateway, and waits for its end."""
         if service != "gateway":

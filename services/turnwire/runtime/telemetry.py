@@ -83,6 +83,7 @@ def configure_logs(settings: TelemetrySettings, service: str) -> None:
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(lines)
+    handler.addFilter(_is_of_interest)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *tail]
@@ -92,3 +93,9 @@ def configure_logs(settings: TelemetrySettings, service: str) -> None:
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
     structlog.contextvars.bind_contextvars(service=service)
+
+
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """False for what gRPC takes for an error: that a caller has left while a message was on its way to it."""
+    raised = record.exc_info[0] if record.exc_info else None
+    return raised is None or raised.__name__ != "ExecuteBatchError"
