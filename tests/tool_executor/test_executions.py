@@ -174,6 +174,27 @@ async def test_arguments_are_refused_again_when_their_refusal_was_not_written_do
     assert [] == fake.requests
 
 
+async def test_a_call_that_could_not_be_noted_as_sent_runs_when_it_is_asked_for_again(monkeypatch: pytest.MonkeyPatch):
+    dispatched = Journal.dispatched
+    failures = [StoreUnavailable("tool_executor", "the disk is full")]
+
+    async def failing(*given: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await dispatched(*given)
+
+    monkeypatch.setattr(Journal, "dispatched", failing)
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        with pytest.raises(StoreUnavailable):
+            await executor.run("photogen", {"prompt": "red"})
+        assert PREPARED == (await executor.execution()).state
+        assert [] == fake.requests
+        ran = await executor.run("photogen", {"prompt": "red"})
+
+    assert not ran.result.HasField("failure")
+    assert ["call_1"] == fake.effects
+
+
 async def test_an_owner_that_is_none_any_more_is_refused():
     async with fake_search() as fake, executor_of(searching(fake)) as executor:
         await executor.run("web_search", QUERY, owner_epoch=3)

@@ -296,6 +296,8 @@ class Executions:
             facts = {"service": "tool_executor", "limit": passed.limit}
             result = results.failed(call_id, tool_id, error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, message, facts)
         except TurnwireError as error:
+            if not sent and isinstance(error, StoreUnavailable):
+                raise  # it stays prepared: whoever asks again has it run when there is a database again
             result = results.failed_by(call_id, tool_id, error)
         except Exception:
             _log.exception("tool_defect")
