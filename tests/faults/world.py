@@ -24,6 +24,7 @@ from tests.fakes.search_servers import fake_search
 from tests.faults import voyage
 from tests.faults.controller import Controller, controlling
 from tests.memory.conftest import serving_words
+from tests.mesh.asking import until_up
 from tests.tool_executor.calling import SECRET, drawing, searching
 from turnwire.client import Client
 from turnwire.memory.v1 import bank_pb2, document_pb2
@@ -38,8 +39,8 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 2.0
 _QUICK = {"lease_seconds": LEASE_SECONDS, "lease_renew_seconds": 0.5, "sweep_seconds": 0.5, "drain_seconds": 1.0}
 _DISK_BYTES = 512 * 1024 * 1024
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
-"""Of the package `libfaketime`: moves the clock of one process."""
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+"""Of the package `libfaketime`: moves the clock of one process. None: it is not installed."""
 
 
 class Disk:
@@ -139,7 +140,7 @@ class World:
 
     def clock_of(self, process: str) -> dict[str, str]:
         """Returns the environment that gives a process a clock of its own."""
-        if not FAKETIME.exists():
+        if FAKETIME is None:
             return {}
         self.set_clock(process, 0)
         return {
@@ -237,6 +238,8 @@ async def _start(stack: AsyncExitStack, world: World, count: int, settings: dict
 
 async def _fill(world: World) -> None:
     client = world.clients[0]
+    for each in world.clients:
+        await until_up(each)
     config = bank_pb2.VectorBankConfig(embedding_model="words")
     await client.banks.register(bank_pb2.MemoryBank(bank_id=voyage.BANK, vector=config))
     document = document_pb2.Document(document_id="log.md", title="log", text="The voyage of the harpoon.")
