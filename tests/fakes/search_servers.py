@@ -77,11 +77,24 @@ class FakeSearch:
                 if behaviour == "hang":
                     await self.gate.wait()
                     behaviour = "good"
+                if behaviour == "half":
+                    return await self._half(request, answer(request, body))
                 return _misbehaved(behaviour) or answer(request, body)
             finally:
                 self.open -= 1
 
         return handle
+
+    async def _half(self, request: web.Request, whole: web.Response) -> web.StreamResponse:
+        """Sends one half of an answer at once, and the other when the gate is open."""
+        assert isinstance(whole.body, bytes)
+        response = web.StreamResponse(headers={"content-type": "application/json"})
+        await response.prepare(request)
+        middle = len(whole.body) // 2
+        await response.write(whole.body[:middle])
+        await self.gate.wait()
+        await response.write(whole.body[middle:])
+        return response
 
     def _brave(self, request: web.Request, body: dict[str, Any]) -> web.Response:
         if request.headers.get("X-Subscription-Token") != KEY:

@@ -313,12 +313,12 @@ async def test_a_limit_ends_an_execution(limit: str):
 
 async def test_a_tool_that_fails_says_why_in_its_result():
     async with fake_search() as fake, executor_of(searching(fake)) as executor:
-        fake.script = ["503"]
+        fake.script = ["400"]
         ran = await executor.run("web_search", QUERY)
         noted = await executor.execution()
 
-    assert (error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE, FAILED) == (ran.reason, noted.state)
-    assert ran.result.failure.retryable
+    assert (error_pb2.ERROR_REASON_PROVIDER_ERROR, FAILED) == (ran.reason, noted.state)
+    assert not ran.result.failure.retryable
     assert ("web_search", "call_1") == tuple(ran.result.failure.metadata[key] for key in ("tool", "call_id"))
 
 

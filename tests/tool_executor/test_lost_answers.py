@@ -9,9 +9,10 @@ from tests.fakes.images_server import fake_images
 from tests.fakes.search_servers import fake_search
 from tests.tool_executor.calling import FAILED, UNKNOWN, drawing, executor_of, searching
 from turnwire.common.v1 import error_pb2
+from turnwire.tool_executor import attempts
 from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("at_once")]
 PROMPT = {"prompt": "red"}
 LIMITS = [
     tool_executor_service_pb2.ExecutionLimits(first_byte=Duration(nanos=200_000_000)),
@@ -66,7 +67,7 @@ async def test_what_nobody_was_there_to_take_has_failed():
 
 async def test_a_search_whose_answer_was_lost_has_failed():
     async with fake_search() as fake, executor_of(searching(fake)) as executor:
-        fake.script = ["504"]
+        fake.script = ["504"] * attempts.MAX_ATTEMPTS
         ran = await executor.run("web_search", {"query": "turnwire"})
         noted = await executor.execution()
 

@@ -12,10 +12,11 @@ from tests.tool_executor.calling import executor_of, searching
 from turnwire.common.v1 import error_pb2, generation_pb2
 from turnwire.errors import Ambiguous
 from turnwire.runtime.settings import Settings
+from turnwire.tool_executor import attempts
 from turnwire.tool_executor.tools import problems
 from turnwire.tool_executor.v1 import tool_service_pb2
 
-pytestmark = pytest.mark.mesh
+pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("at_once")]
 MAKERS = ("brave", "bing", "tavily", "searxng")
 QUERY = {"query": "turnwire"}
 RESULTS = [
@@ -90,7 +91,7 @@ async def test_answers_that_are_none(
     maker: str, behaviour: str, reason: int, words: str, capfd: pytest.CaptureFixture[str]
 ):
     async with fake_search() as fake, executor_of(searching(fake, maker)) as executor:
-        fake.script = [behaviour]
+        fake.script = [behaviour] * attempts.MAX_ATTEMPTS
         ran = await executor.run("web_search", QUERY)
 
     assert reason == ran.reason
@@ -105,7 +106,7 @@ async def test_answers_that_are_none(
 @pytest.mark.parametrize("status", ["432", "433"])
 async def test_a_plan_of_tavily_that_is_used_up_is_a_rate_limit(status: str):
     async with fake_search() as fake, executor_of(searching(fake)) as executor:
-        fake.script = [status]
+        fake.script = [status] * attempts.MAX_ATTEMPTS
         ran = await executor.run("web_search", QUERY)
 
     assert error_pb2.ERROR_REASON_PROVIDER_RATE_LIMITED == ran.reason

@@ -18,11 +18,12 @@ from turnwire.runtime.failpoints import Failpoint
 from turnwire.runtime.identity import acting_as
 from turnwire.tool_executor import journal as journals
 from turnwire.tool_executor import results
+from turnwire.tool_executor.attempts import attempts
 from turnwire.tool_executor.journal import Seen
-from turnwire.tool_executor.limits import LimitPassed, Limits, wanted_total, with_wishes
+from turnwire.tool_executor.limits import Clock, LimitPassed, Limits, wanted_total, with_wishes
 from turnwire.tool_executor.locks import KeyedLocks
 from turnwire.tool_executor.running import Running, at
-from turnwire.tool_executor.tools.port import Answer, Call, OutcomeLost, Output, Progress, Sending
+from turnwire.tool_executor.tools.port import Answer, Call, NeverSent, OutcomeLost, Output, Progress, Sending
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
 
 if TYPE_CHECKING:
@@ -295,6 +296,8 @@ class Executions:
             message = f"{tool_id} was ended: {passed.told}. Allow it more time, or ask it for less."
             facts = {"service": "tool_executor", "limit": passed.limit}
             result = results.failed(call_id, tool_id, error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, message, facts)
+        except NeverSent as never:
+            result = results.failed_by(call_id, tool_id, never.error)
         except TurnwireError as error:
             if not sent and isinstance(error, StoreUnavailable):
                 raise  # it stays prepared: whoever asks again has it run when there is a database again
@@ -307,12 +310,10 @@ class Executions:
 
     async def _pieces(self, work: _Work) -> AsyncGenerator[Piece]:
         """Yields what a tool gives, within the limits of the execution."""
-        limits, ask = work.limits, work.ask
-        ends = time.monotonic() + limits.total
+        ask, clock = work.ask, Clock(work.limits)
         files = []
         if work.request.attachments:
-            reading = self._attachments.read(ask.key[0], work.request.attachments)
-            files = await _within(reading, "total", limits.total, limits, ends)
+            files = await clock.within(self._attachments.read(ask.key[0], work.request.attachments))
         call = Call(
             tenant=ask.key[0],
             session_id=ask.session_id,
@@ -322,25 +323,13 @@ class Executions:
             arguments=json.loads(ask.arguments_json or "{}"),
             files=files,
             authorization=work.request.authorization,
-            limits=limits,
+            limits=work.limits,
             wanted_total=wanted_total(work.request.limits),
+            heard=clock.heard,
         )
-        limit, seconds = "connect", limits.connect
-        sent = False
-        async with aclosing(work.provider.execute(call)) as pieces:
-            while True:
-                piece: Piece | None = await _within(anext(pieces, None), limit, seconds, limits, ends)
-                if piece is None:
-                    return
+        async with aclosing(attempts(work.provider, call, clock)) as pieces:
+            async for piece in pieces:
                 yield piece
-                match piece:
-                    case Sending():
-                        limit, seconds = "first_byte", limits.first_byte
-                        sent = True
-                    case Output() | Progress() if sent:
-                        limit, seconds = "silence", limits.silence
-                    case _:
-                        pass  # it has not begun, or was the last
 
     async def _written(
         self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, changes: Changes | None
@@ -404,18 +393,3 @@ def _with(running: Running, result: message_pb2.ToolResult) -> message_pb2.ToolR
     """A result that failed, with what came before."""
     result.content = running.output
     return result
-
-
-async def _within(awaited: Any, limit: str, seconds: float, limits: Limits, ends: float) -> Any:
-    """Waits for something within a limit, and within what is left of all."""
-    left = ends - time.monotonic()
-    if left < seconds:
-        limit, seconds = "total", left
-    waiting = asyncio.timeout(seconds)
-    try:
-        async with waiting:
-            return await awaited
-    except TimeoutError:
-        if not waiting.expired():
-            raise
-        raise LimitPassed(limit, limits.total if limit == "total" else seconds) from None

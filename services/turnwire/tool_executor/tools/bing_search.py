@@ -59,9 +59,8 @@ class BingSearchProvider(WebSearchProvider):
         answer = await self.api.answer(
             "GET",
             "/search",
+            query.call,
             most=MOST_BYTES,
-            connect=query.connect,
-            call_id=query.call_id,
             secret=query.key,
             params=params,
             headers={"ocp-apim-subscription-key": query.key},

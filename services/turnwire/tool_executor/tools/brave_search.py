@@ -48,9 +48,8 @@ class BraveSearchProvider(WebSearchProvider):
             answer = await self.api.answer(
                 "GET",
                 "/web/search",
+                query.call,
                 most=MOST_BYTES,
-                connect=query.connect,
-                call_id=query.call_id,
                 secret=query.key,
                 params={
                     "q": query.text,

@@ -13,19 +13,21 @@ import aiohttp
 from yarl import URL
 
 from turnwire.errors import ProviderError, ProviderRateLimited, ProviderUnauthenticated, ProviderUnavailable
-from turnwire.tool_executor.tools.port import OutcomeLost
+from turnwire.tool_executor.limits import LimitPassed
+from turnwire.tool_executor.tools.port import NeverSent, OutcomeLost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Mapping, Sequence
 
     from turnwire.errors import TurnwireError
+    from turnwire.tool_executor.tools.port import Call
 
 CALL_ID_HEADER = "turnwire-call-id"
 _LONGEST_DETAIL = 300
 _PASSING = frozenset({408, 500, 502, 503, 504})
 _LOST = frozenset({502, 504})
 """Said by what stands between: whether the server behind it did what it was asked is not known."""
-_NEVER_ASKED = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL)
+_NEVER_ASKED = (aiohttp.ClientConnectorError, aiohttp.InvalidURL)
 _REFUSAL_BYTES = 64 * 1024
 _REFUSAL_SECONDS = 5.0
 
@@ -33,12 +35,11 @@ _REFUSAL_SECONDS = 5.0
 class WebApi:
     """One API at one address. Redirects are not followed, and nothing is tried again."""
 
-    def __init__(self, provider_id: str, base_url: str, secrets: Sequence[str], *, connect: float) -> None:
+    def __init__(self, provider_id: str, base_url: str, secrets: Sequence[str]) -> None:
         """`secrets` never stand in an error. Opens no connection yet."""
         self.provider_id = provider_id
         self._base_url = URL(base_url)
         self._secrets = [secret for secret in (*secrets, self._base_url.password or "") if len(secret) > 3]
-        self._connect = connect
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -51,16 +52,15 @@ class WebApi:
         self,
         method: str,
         path: str,
+        call: Call,
         *,
         most: int,
-        connect: float,
-        call_id: str,
         secret: str = "",
         params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Any:
-        """Returns the JSON of a good answer of at most so many bytes. `secret` is one of this request alone.
+        """Returns the JSON of a good answer to a call, of at most so many bytes. `secret` is of this request alone.
 
         The other side finds the call in the header `Turnwire-Call-Id`: with it an operator's own tool can tell a call
         that it has seen.
@@ -68,15 +68,18 @@ class WebApi:
         Raises:
             ProviderUnauthenticated: it refused the key.
             ProviderRateLimited: it wants fewer requests.
-            ProviderUnavailable: it cannot be reached, or not now.
+            ProviderUnavailable: it cannot answer now.
+            NeverSent: it cannot be reached.
+            LimitPassed: it could not be reached in time.
             OutcomeLost: it was asked, and its answer was lost on the way.
             ProviderError: it refused the request, or what came is no answer.
         """
         hidden = _Hidden([*self._secrets, secret])
         try:
             async with self._answered(
-                method, path, connect, params, body, {CALL_ID_HEADER: call_id, **(headers or {})}
+                method, path, call.limits.connect, params, body, {CALL_ID_HEADER: call.call_id, **(headers or {})}
             ) as response:
+                call.heard()
                 if not 200 <= response.status < 300:
                     refused = self._refused(response.status, response.headers, await _refusal(response), hidden)
                     if response.status in _LOST:
@@ -84,12 +87,15 @@ class WebApi:
                     raise refused
                 data = await response.content.read(most + 1)
                 while len(data) <= most and (more := await response.content.read(most + 1 - len(data))):
+                    call.heard()
                     data += more
+        except aiohttp.ConnectionTimeoutError:
+            raise LimitPassed("connect", call.limits.connect) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             told = hidden.of(f"{self._base_url.host}: {type(error).__name__} {error}".strip())
             unavailable = ProviderUnavailable(self.provider_id, told[:_LONGEST_DETAIL])
             if isinstance(error, _NEVER_ASKED):
-                raise unavailable from None
+                raise NeverSent(unavailable) from None
             raise OutcomeLost(
                 f"the connection broke after it was asked ({told[:_LONGEST_DETAIL]})", unavailable
             ) from None
@@ -121,7 +127,7 @@ class WebApi:
             params=params,
             json=body,
             headers={"accept": "application/json", **headers},
-            timeout=aiohttp.ClientTimeout(total=None, connect=min(connect, self._connect)),
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect),
             allow_redirects=False,
         )
         try:

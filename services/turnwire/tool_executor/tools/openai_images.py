@@ -87,7 +87,7 @@ class OpenAiImagesProvider:
         # An address that a server names is no better than one that a stranger names.
         self._fetcher = GuardedFetcher()
         self._settings = config.model_dump(include={"model", "size", "quality"})
-        self._api = WebApi(provider_id, config.base_url, [config.api_key], connect=self.defaults.connect)
+        self._api = WebApi(provider_id, config.base_url, [config.api_key])
         self._surroundings: Surroundings | None = None
         self._tool = built_in(
             provider_id, TOOL, "Makes a picture from a description and shows it to the user.", _SCHEMA, idempotent=False
@@ -127,9 +127,8 @@ class OpenAiImagesProvider:
         answer = await self._api.answer(
             "POST",
             "/images/generations",
+            call,
             most=_MOST_BYTES,
-            connect=call.limits.connect,
-            call_id=call.call_id,
             secret=key,
             body=body,
             headers={"authorization": f"Bearer {key}"} if key else {},

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from turnwire.common.v1 import inspect_service_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
     from turnwire.common.v1 import error_pb2, message_pb2
     from turnwire.errors import TurnwireError
@@ -56,6 +56,8 @@ class Call:
     limits: Limits
     wanted_total: float | None
     """What the caller allows in all; None when it says nothing."""
+    heard: Callable[[], None]
+    """To be called when something has come from the tool that is no piece of output yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,15 @@ class OutcomeLost(Exception):
     def __init__(self, why: str, error: TurnwireError | None = None) -> None:
         """`error` is what a call has failed with where doing it twice does no harm."""
         super().__init__(why)
+        self.error = error
+
+
+class NeverSent(Exception):
+    """Nothing has reached the tool: it can be asked again, whatever it does."""
+
+    def __init__(self, error: TurnwireError) -> None:
+        """`error` says why."""
+        super().__init__(error.message)
         self.error = error
 
 
@@ -148,6 +159,8 @@ class Provider(Protocol):
 
         Raises:
             OutcomeLost: it was sent, and what became of it cannot be known.
+            NeverSent: after `Sending` it turned out that it could not be sent.
+            LimitPassed: it could not connect in time.
             TurnwireError: it failed.
         """
         ...

@@ -59,9 +59,7 @@ class SearxngProvider(WebSearchProvider):
         if self._language:
             params["language"] = self._language
         try:
-            answer = await self.api.answer(
-                "GET", "/search", most=MOST_BYTES, connect=query.connect, call_id=query.call_id, params=params
-            )
+            answer = await self.api.answer("GET", "/search", query.call, most=MOST_BYTES, params=params)
         except ProviderUnauthenticated:
             # It knows no keys; 403 is its word for a format that its settings do not allow.
             raise ProviderError(

@@ -51,9 +51,8 @@ class TavilySearchProvider(WebSearchProvider):
             answer = await self.api.answer(
                 "POST",
                 "/search",
+                query.call,
                 most=MOST_BYTES,
-                connect=query.connect,
-                call_id=query.call_id,
                 secret=query.key,
                 body={
                     "query": query.text,

@@ -60,8 +60,7 @@ class Query:
     text: str
     max_results: int
     key: str
-    connect: float
-    call_id: str
+    call: Call
 
 
 class WebSearchProvider:
@@ -78,7 +77,7 @@ class WebSearchProvider:
         self.provider_id = provider_id
         self._key = api_key
         self._max_results = max_results
-        self.api = WebApi(provider_id, base_url, [api_key], connect=self.defaults.connect)
+        self.api = WebApi(provider_id, base_url, [api_key])
         self._tool = built_in(provider_id, TOOL, "Searches the web.", _SCHEMA, idempotent=True)
 
     async def start(self, surroundings: Surroundings) -> None:
@@ -109,8 +108,7 @@ class WebSearchProvider:
             text=f"{text} site:{settings.site}" if settings.site else text,
             max_results=settings.max_results,
             key=call.authorization or self._key,
-            connect=call.limits.connect,
-            call_id=call.call_id,
+            call=call,
         )
         yield Sending()
         found = await self.found(query)

@@ -70,7 +70,7 @@ class WolframAlphaProvider:
         self.provider_id = provider_id
         self._key = config.api_key
         self._units = config.units
-        self._api = WebApi(provider_id, config.base_url, [config.api_key], connect=self.defaults.connect)
+        self._api = WebApi(provider_id, config.base_url, [config.api_key])
         self._tool = built_in(
             provider_id, TOOL, "Computes and looks up facts with Wolfram|Alpha.", _SCHEMA, idempotent=True
         )
@@ -109,9 +109,8 @@ class WolframAlphaProvider:
         answer = await self._api.answer(
             "GET",
             "/query",
+            call,
             most=_MOST_BYTES,
-            connect=call.limits.connect,
-            call_id=call.call_id,
             secret=key,
             params=params,
         )

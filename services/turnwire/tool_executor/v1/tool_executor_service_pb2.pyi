@@ -114,11 +114,11 @@ class ExecutionLimits(_message.Message):
 
     @_builtins.property
     def first_byte(self) -> _duration_pb2.Duration:
-        """Until the first byte of output."""
+        """Until something comes back: output, or the beginning of an answer over HTTP."""
 
     @_builtins.property
     def silence(self) -> _duration_pb2.Duration:
-        """Between two pieces of output."""
+        """Between two pieces of what comes back."""
 
     @_builtins.property
     def total(self) -> _duration_pb2.Duration:
