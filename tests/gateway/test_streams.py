@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,29 @@ async def test_a_gateway_that_is_closed_leaves_no_call_open():
             await _until_open(edge, WATCH, 0)
             with pytest.raises(aiohttp.ClientError):
                 await watching
+
+
+async def test_for_a_reader_that_stops_reading_the_system_takes_little_of_a_long_turn():
+    rules = [{"contains": "long", "pieces": ["x" * 16_000] * 128}]
+    async with running_edge(rules=rules) as edge, edge.mesh.client() as client:
+        session = await client.create_session("assistant")
+        turn = await client.run_turn(session.session_id, "long").result()
+        path = f"/v1/turns/{turn.turn_id}/events"
+        with socket.socket() as stopped:
+            stopped.setblocking(False)
+            loop = asyncio.get_running_loop()
+            await loop.sock_connect(stopped, ("127.0.0.1", edge.mesh.settings.port("gateway")))
+            await loop.sock_sendall(stopped, f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
+            await _until_open(edge, WATCH, 1)
+            async with edge.http.get(edge.url + path) as response:
+                read = await response.read()
+            assert 128 * 16_000 < len(read)
+            assert 1 == await _open_calls(edge, WATCH)
+            # What it has not read yet is there when it goes on.
+            late = b""
+            while b"turn_completed" not in late:
+                late += await loop.sock_recv(stopped, 1 << 20)
+            await _until_open(edge, WATCH, 0)
 
 
 class _Reader:
