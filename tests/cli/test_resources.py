@@ -174,12 +174,28 @@ def test_a_waiting_turn_is_answered_and_cancelled(mesh: Mesh, caller: str):
     taken = mesh.turnwire("turns", "submit", turn_id, call_id, "sunny", "--json").json()
     assert "TURN_STATUS_RUNNING" == taken["status"]
     other = _turn(mesh, "weather", "--agent", caller)
+    waiting = mesh.turnwire("turns", "list", "--status", "awaiting_input", "--json").json()["turns"]
+    assert [other] == [each["turn_id"] for each in waiting]
+    assert [other] == [row[0] for row in _rows(mesh.turnwire("turns", "list", "--status", "awaiting_input").out)[1:]]
     cancelled = mesh.turnwire("turns", "cancel", other, "--json").json()
     assert "TURN_STATUS_CANCELLED" == cancelled["status"]
-    assert "cancelled\n" == mesh.turnwire("turns", "cancel", other).out
+    told = mesh.turnwire("turns", "cancel", other)
+    assert ("cancelled\n", f"  {cancelled['calls'][0]['call_id']} fenced\n") == (told.out, told.err)
+    assert "get_weather may run on; its result is no longer taken" in mesh.turnwire("turns", "watch", other).err
+    assert {} == mesh.turnwire("turns", "list", "--status", "awaiting_input", "--json").json()
     late = mesh.turnwire("turns", "submit", other, call_id, "sunny")
     assert 1 == late.code
     assert "has ended (TURN_STATUS_CANCELLED)" in late.err
+
+
+def test_a_turn_is_cancelled_before_it_comes(mesh: Mesh):
+    turn_id = new_id("turn")
+    unknown = mesh.turnwire("turns", "cancel", turn_id)
+    assert (1, True) == (unknown.code, f"There is no turn '{turn_id}'" in unknown.err)
+    assert "cancelled\n" == mesh.turnwire("turns", "cancel", turn_id, "--allow-missing").out
+    late = mesh.turnwire("ask", "hello", "--turn-id", turn_id)
+    assert (1, "") == (late.code, late.out)
+    assert "was cancelled before it arrived" in late.err
 
 
 def test_a_model_is_registered_and_unregistered(mesh: Mesh):

@@ -77,6 +77,7 @@ class TurnPrinter:
                 self._failed(event.turn_failed.failure)
             case "turn_cancelled":
                 self._note("cancelled")
+                self._left_open(event.turn_cancelled)
             case _:
                 pass
 
@@ -85,6 +86,18 @@ class TurnPrinter:
         self._line()
         if turn.status == turn_pb2.TURN_STATUS_RUNNING:
             self._note("the turn goes on; `turnwire turns watch` shows it")
+
+    def _left_open(self, cancelled: event_pb2.TurnCancelled) -> None:
+        """Tells which tools may have had effects, and which go on. What was stopped needs no word."""
+        for call in cancelled.calls:
+            name = self._names.get(call.call_id, call.call_id)
+            match call.outcome:
+                case turn_pb2.CancelledCall.OUTCOME_UNKNOWN:
+                    self._note(f"what {name} did is not known: look at what it may have done")
+                case turn_pb2.CancelledCall.OUTCOME_FENCED:
+                    self._note(f"{name} may run on; its result is no longer taken")
+                case _:
+                    pass
 
     def _step_started(self, event: event_pb2.StepEvent) -> None:
         self._steps += 1

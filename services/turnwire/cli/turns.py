@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from turnwire.agent.v1.agent_service_pb2 import SubmitTurnInputResponse
     from turnwire.client import Client
 
+_STATUSES = ("queued", "running", "awaiting_input", "completed", "failed", "cancelled")
+
 
 @click.group()
 def turns() -> None:
@@ -29,15 +31,19 @@ turns.add_command(replay)
 
 @turns.command("list")
 @click.option("--session", "session_id", default="", help="Only of this session.")
+@click.option(
+    "--status", "statuses", multiple=True, type=click.Choice(_STATUSES), help="Only of this status; can be repeated."
+)
 @json_option
 @asynchronous
-async def list_turns(session_id: str, as_json: bool) -> None:
-    """List the turns, in order of acceptance."""
+async def list_turns(session_id: str, statuses: tuple[str, ...], as_json: bool) -> None:
+    """List the turns, in order of acceptance: `--status awaiting_input` those that wait for an answer."""
     from turnwire.agent.v1 import turn_pb2
     from turnwire.cli.connecting import connected
 
     async with connected() as client:
-        response = await all_pages(client.list_turns, "turns", session_id=session_id)
+        wanted = [turn_pb2.TurnStatus.Value(f"TURN_STATUS_{status.upper()}") for status in statuses]
+        response = await all_pages(client.list_turns, "turns", session_id=session_id, statuses=wanted)
     if as_json:
         print_message(response)
         return
@@ -226,19 +232,27 @@ async def update(turn_id: str, labels: tuple[str, ...], as_json: bool) -> None:
 @turns.command("cancel")
 @click.argument("turn_id")
 @click.option("--reason", default="", help="Why.")
+@click.option("--allow-missing", is_flag=True, help="Keep it from starting if it has not come yet.")
 @json_option
 @asynchronous
-async def cancel(turn_id: str, reason: str, as_json: bool) -> None:
-    """Cancel a turn."""
+async def cancel(turn_id: str, reason: str, allow_missing: bool, as_json: bool) -> None:
+    """Cancel a turn, and say what became of its open calls.
+
+    `stopped`: it has ended. `fenced`: it may run on, and its result is no longer taken. `unknown`: whether it took
+    effect is not known.
+    """
     from turnwire.agent.v1 import turn_pb2
     from turnwire.cli.connecting import connected
 
     async with connected() as client:
-        response = await client.cancel_turn(turn_id, reason=reason)
+        response = await client.cancel_turn(turn_id, reason=reason, allow_missing=allow_missing)
     if as_json:
         print_message(response)
     else:
         click.echo(enum_word(turn_pb2.TurnStatus.Name(response.status), "TURN_STATUS_"))
+        for call in response.calls:
+            outcome = enum_word(turn_pb2.CancelledCall.Outcome.Name(call.outcome), "OUTCOME_")
+            click.echo(f"  {call.call_id or call.step_id} {outcome}", err=True)
 
 
 @turns.command("delete")
