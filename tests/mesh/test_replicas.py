@@ -28,6 +28,7 @@ pytestmark = [pytest.mark.mesh, pytest.mark.faults]
 RULES = [
     {"after_tool": True, "text": "It is sunny."},
     {"contains": "weather", "calls": [{"name": "get_weather", "arguments": {"city": "Berlin"}}]},
+    {"contains": "rollout", "tokens": 120, "tokens_per_second": 20},
     {"contains": "long", "tokens": 60, "tokens_per_second": 20},
     {"contains": "hang", "text": "x", "hang": True},
 ]
@@ -128,7 +129,7 @@ async def test_no_stream_is_lost_or_repeated_while_all_replicas_are_replaced(tmp
         replicas.client() as client,
     ):
         sessions = [await session_of(client) for _ in range(100)]
-        streams = [client.run_turn(session, "a long story") for session in sessions]
+        streams = [client.run_turn(session, "a story of a rollout") for session in sessions]
         seen: list[list[int]] = [[] for _ in streams]
         recovered: list[bool] = []
 
@@ -145,8 +146,9 @@ async def test_no_stream_is_lost_or_repeated_while_all_replicas_are_replaced(tmp
             await agent.start("agent")
         await reading
 
-        assert [WHOLE] * len(streams) == [stream.text for stream in streams]
-        assert True in recovered
+        whole = "".join(f"w{number} " for number in range(1, 121))
+        assert [whole] * len(streams) == [stream.text for stream in streams]
+        assert {True} == set(recovered), "a turn was lost instead of let go of"
         for positions, stream in zip(seen, streams, strict=True):
             assert sorted(set(positions)) == positions
             assert stream.turn == await client.get_turn(stream.turn_id)
