@@ -13,6 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.client.proxy import proxied
 from tests.runtime.serving import Answering, failure, hosted, inference, stub_of, word
 from turnwire.client.client import user_message
 from turnwire.errors import NotFound, Unavailable, Unimplemented, from_rpc_error
@@ -161,6 +162,16 @@ async def test_pings_of_a_few_seconds_do_not_kill_an_idle_stream():
                 assert grpc.aio.EOF is await call.read()
 
     await asyncio.gather(*(idle(milliseconds) for milliseconds in (1_000, 2_000, 3_000)))
+
+
+async def test_a_connection_over_a_slow_wire_is_waited_for():
+    stepping = Stepping()
+    stepping.words.put_nowait("at last")
+    async with hosted({"inference": inference(stepping)}) as service, proxied(service.address()) as proxy:
+        proxy.delay = 0.4
+        async with stub_of(proxy.address, channel_options()) as stub:
+            assert word("at last") == await stub.ChatCompletion(CHAT).read()
+        assert 1 == proxy.accepted
 
 
 async def test_connections_age_and_long_streams_outlive_their_connection(monkeypatch: pytest.MonkeyPatch):

@@ -84,7 +84,8 @@ def channel_options(*, keepalive_ms: int = 3_000, small_windows: bool = False) -
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.dns_min_time_between_resolutions_ms", 1_000),
         ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 100),
+        # The time that connecting may take: TLS, a distant region and a busy machine need more than a moment.
+        ("grpc.min_reconnect_backoff_ms", 1_000),
         ("grpc.max_reconnect_backoff_ms", 1_000),
         ("grpc.max_receive_message_length", MAX_RECEIVED_BYTES),
         ("grpc.max_send_message_length", MAX_RECEIVED_BYTES),
