@@ -21,7 +21,9 @@ from turnwire.testing.mesh import running_mesh
 SERVICES = Path(__file__).resolve().parents[2] / "services"
 # What the client may load: its own, the contract, the errors, the fold.
 OWN = {"client", "errors", "fold", "ids"}
-RUNTIME = {f"turnwire.runtime.{name}" for name in ("channels", "directory", "identity", "trace_context")}
+RUNTIME = {
+    f"turnwire.runtime.{name}" for name in ("channels", "directory", "identity", "steady_clock", "trace_context")
+}
 
 
 def _loaded(statement: str) -> set[str]:
