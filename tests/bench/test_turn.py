@@ -46,7 +46,10 @@ async def _bench(*arguments: str) -> tuple[int, str, str]:
 
 
 @pytest.mark.mesh
-@pytest.mark.parametrize(("upstream", "direct"), [("openai", "upstream"), ("scripted", "inference service")])
+@pytest.mark.parametrize(
+    ("upstream", "direct"),
+    [pytest.param("openai", "upstream", marks=pytest.mark.bars), ("scripted", "inference service")],
+)
 async def test_a_quick_bench_verifies_every_turn_of_mesh_and_relay(upstream: str, direct: str, tmp_path: Path):
     figures = tmp_path / "figures.json"
     code, output, errors = await _bench("--quick", "--json", str(figures), "--upstream", upstream)
