@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 MOST_TEXT_BYTES = 32 * 1024
-"""The longest text of a delta. Each reader that has stopped reading costs about three of them, so they are short."""
+"""The longest text of a delta. Each reader that has stopped reading costs about four of them, so they are short."""
 _CONTINUES = 0b1000_0000
 _LEADING_BITS = 0b1100_0000
 
