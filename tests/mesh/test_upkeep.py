@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ RULES = [
     {"contains": "weather", "calls": [{"name": "get_weather", "arguments": {"city": "Berlin"}}], "after_tool": False},
     {"after_tool": True, "tokens": 1000, "tokens_per_second": 20},
 ]
-QUICK = {"sweep_seconds": 0.05}
+QUICK = {"sweep_seconds": 0.05, "lease_renew_seconds": 0.05}
 
 
 async def test_a_session_that_is_not_kept_is_erased_with_its_turns_and_a_kept_one_stays():
@@ -54,6 +56,31 @@ async def test_a_pause_that_nobody_answers_runs_out():
         assert error_pb2.ERROR_REASON_INPUT_EXPIRED == turn.failure.reason
         assert turn == await client.get_turn(stream.turn_id)
         check_log([event async for event in client.watch_turn(stream.turn_id)])
+
+
+async def test_a_pause_runs_out_on_time_however_seldom_is_swept():
+    settings = {"pause_seconds": 0.2, "sweep_seconds": 3600, "lease_renew_seconds": 0.05}
+    async with running_mesh(rules=RULES, agent=settings) as mesh, mesh.client() as client:
+        stream = client.run_turn(await session_of(client, tools=[weather_tool()]), "the weather?", follow_pauses=True)
+
+        assert error_pb2.ERROR_REASON_INPUT_EXPIRED == (await stream.result()).failure.reason
+
+
+async def test_a_turn_that_cannot_be_looked_after_keeps_no_other_from_it():
+    settings = {"pause_seconds": 0.5, "lease_renew_seconds": 0.05}
+    async with running_mesh(rules=RULES, agent=settings) as mesh, mesh.client() as client:
+        damaged = await client.run_turn(await session_of(client, tools=[weather_tool()]), "the weather?").result()
+        with closing(sqlite3.connect(mesh.folder / "data" / "agent.sqlite3")) as database:
+            database.execute("UPDATE configs SET body = X'FF'")
+            database.commit()
+        other = client.run_turn(
+            await session_of(client, tools=[weather_tool()], instructions="Be brief."),
+            "the weather?",
+            follow_pauses=True,
+        )
+
+        assert error_pb2.ERROR_REASON_INPUT_EXPIRED == (await other.result()).failure.reason
+        assert turn_pb2.TURN_STATUS_AWAITING_INPUT == (await client.get_turn(damaged.turn_id)).status
 
 
 async def test_active_time_goes_on_after_a_pause_which_is_not_counted():

@@ -11,11 +11,11 @@ import structlog
 from turnwire.agent.log.writer import FORMAT
 from turnwire.agent.store import inbox, leases, ownership, requests, sessions, turns
 from turnwire.agent.store.ownership import TOPIC
-from turnwire.errors import NotFound, TurnwireError
+from turnwire.errors import NotFound, StoreUnavailable, TurnwireError
 from turnwire.runtime.failpoints import Boundary
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from turnwire.agent.live.control import TurnControl
     from turnwire.agent.live.peers import Peers
@@ -66,8 +66,7 @@ class Upkeep:
         found = await self._store.read(lambda tx: ownership.abandoned(tx, FORMAT))
         # In another order on each replica: they share the work.
         random.shuffle(found)
-        for tenant, turn_id in found:
-            await self._takeover.recover(tenant, turn_id)
+        await _each(found, self._takeover.recover)
 
     async def run(self) -> None:
         """Looks after turns and sessions until it is cancelled."""
@@ -80,20 +79,19 @@ class Upkeep:
     async def look(self) -> None:
         """Goes on with turns that have no owner, takes in what lies in inboxes, starts queues that stand still.
 
-        A turn that another replica took from this one is not run any further.
+        Pauses that have run out are failed. A turn that another replica took from this one is not run any further.
         """
         if not self._live.lease.good:
             return
         await self._let_go_of_lost()
         await self.recover()
         waiting = await self._store.read(lambda tx: inbox.waiting(tx, self._live.lease.instance_id))
-        for tenant, turn_id in waiting:
-            await self._control.take_inbox(tenant, turn_id)
-        for tenant, session_id in await self._store.read(lambda tx: ownership.stalled_queues(tx, FORMAT)):
-            await self._start_queue(tenant, session_id)
+        await _each(waiting, self._control.take_inbox)
+        await _each(await self._store.read(lambda tx: ownership.stalled_queues(tx, FORMAT)), self._start_queue)
+        await _each(await self._store.read(turns.expired), self._takeover.expire)
 
     async def sweep(self) -> None:
-        """Fails expired pauses, erases sessions that are not kept, forgets old request ids and replicas.
+        """Erases sessions that are not kept, forgets old request ids and replicas.
 
         A turn that a defect has left without a task goes on as after a restart. It is taken when two sweeps have found
         it so in one epoch: one that was just accepted is about to be started.
@@ -104,19 +102,10 @@ class Upkeep:
             await self._takeover.recover(tenant, turn_id, idle_epoch=epoch)
         self._idle = idle_turns
 
-        async def unit(tx: Transaction) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-            now = await tx.now()
-            idle = await sessions.to_erase(tx, now - int(self._settings.erase_seconds * 1_000_000))
-            return await turns.expired(tx, now), idle
+        async def unit(tx: Transaction) -> list[tuple[str, str]]:
+            return await sessions.to_erase(tx, await tx.now() - int(self._settings.erase_seconds * 1_000_000))
 
-        expired, idle = await self._store.read(unit)
-        for tenant, turn_id in expired:
-            await self._takeover.expire(tenant, turn_id)
-        for tenant, session_id in idle:
-            try:
-                await self._sessions.erase(tenant, session_id)
-            except NotFound:
-                _log.debug("session_erased_elsewhere", session_id=session_id)
+        await _each(await self._store.read(unit), self._erase)
         await self._store.write(requests.sweep)
         if not self._live.lease.exclusive:
             await self._store.write(leases.sweep)
@@ -154,6 +143,12 @@ class Upkeep:
                 _log.warning("turn_lost", turn_id=live.row.turn_id, epoch=live.row.epoch)
                 self._live.lose(live)
 
+    async def _erase(self, tenant: str, session_id: str) -> None:
+        try:
+            await self._sessions.erase(tenant, session_id)
+        except NotFound:
+            _log.debug("session_erased_elsewhere", session_id=session_id)
+
     async def _start_queue(self, tenant: str, session_id: str) -> None:
         async def unit(tx: Transaction) -> Begun | None:
             return await self._queue.begin(tx, tenant, session_id)
@@ -162,3 +157,20 @@ class Upkeep:
             begun = await self._store.write(unit)
         if begun is not None:
             await self._takeover.begin(tenant, begun)
+
+
+async def _each(found: Sequence[tuple[str, str]], work: Callable[[str, str], Awaitable[None]]) -> None:
+    """Does some work on each that was found, of one tenant each; one that cannot be done keeps no other from it.
+
+    Raises:
+        StoreUnavailable: the others would fare no better.
+    """
+    for tenant, name in found:
+        try:
+            await work(tenant, name)
+        except StoreUnavailable:
+            raise
+        except TurnwireError as error:
+            _log.warning("upkeep_failed", tenant=tenant, name=name, error=error.message)
+        except Exception:
+            _log.exception("upkeep_defect", tenant=tenant, name=name)

@@ -120,9 +120,10 @@ async def unfinished(tx: Transaction, tenant: str, session_id: str) -> list[Turn
     return [_turn(row) for row in rows]
 
 
-async def expired(tx: Transaction, now: int) -> list[tuple[str, str]]:
+async def expired(tx: Transaction) -> list[tuple[str, str]]:
     """Returns (tenant, turn id) of the pauses that have run out."""
-    rows = await tx.fetch("SELECT tenant, turn_id FROM turns WHERE status = 3 AND expire_time < $1 LIMIT 500", now)
+    query = "SELECT tenant, turn_id FROM turns WHERE status = 3 AND expire_time < $1 ORDER BY expire_time LIMIT 500"
+    rows = await tx.fetch(query, await tx.now())
     return [(str(row[0]), str(row[1])) for row in rows]
 
 

@@ -240,14 +240,14 @@ class AgentSettings(_Section):
     """How long a replica that is not heard of keeps its turns; then another one takes them over. Replicas share a store
     on PostgreSQL; on SQLite the one process keeps its turns for as long as it lives."""
     lease_renew_seconds: Seconds = 3.0
-    """How often a replica renews its lease, and looks for turns without an owner."""
+    """How often a replica renews its lease, and looks for turns without an owner and pauses that have run out."""
     advertise_address: str = ""
     """Where the other replicas reach this one, as `10.1.2.3:50051`; empty: where it listens, by the address of its host
     if it listens everywhere."""
     erase_seconds: Seconds = 600.0
     """How long after its last turn a session that is not kept is erased."""
     sweep_seconds: Seconds = 30.0
-    """How often expired pauses, idle sessions and turns without a process are looked for."""
+    """How often idle sessions and turns without a process are looked for."""
 
     @model_validator(mode="after")
     def _renewed_in_time(self) -> AgentSettings:
