@@ -15,6 +15,7 @@ from tests.mesh.asking import check_log, folded, session_of, until, weather_tool
 from turnwire.agent.live.acceptance import Acceptance
 from turnwire.agent.live.control import TurnControl
 from turnwire.agent.store import events, ownership
+from turnwire.agent.store.inbox import CANCEL
 from turnwire.agent.turn.runner import TurnRunner
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2, turn_pb2
 from turnwire.client.client import user_message
@@ -71,16 +72,12 @@ async def test_a_turn_that_cannot_be_looked_after_keeps_no_other_from_it():
     async with running_mesh(rules=RULES, agent=settings) as mesh, mesh.client() as client:
         damaged = await client.run_turn(await session_of(client, tools=[weather_tool()]), "the weather?").result()
         with closing(sqlite3.connect(mesh.folder / "data" / "agent.sqlite3")) as database:
-            database.execute("UPDATE configs SET body = X'FF'")
+            row = ("default", damaged.turn_id, "entry_1", CANCEL, b"\xff", 0)
+            database.execute("INSERT INTO turn_inbox VALUES (?, ?, ?, ?, ?, ?)", row)
             database.commit()
-        other = client.run_turn(
-            await session_of(client, tools=[weather_tool()], instructions="Be brief."),
-            "the weather?",
-            follow_pauses=True,
-        )
+        other = client.run_turn(await session_of(client, tools=[weather_tool()]), "the weather?", follow_pauses=True)
 
         assert error_pb2.ERROR_REASON_INPUT_EXPIRED == (await other.result()).failure.reason
-        assert turn_pb2.TURN_STATUS_AWAITING_INPUT == (await client.get_turn(damaged.turn_id)).status
 
 
 async def test_active_time_goes_on_after_a_pause_which_is_not_counted():

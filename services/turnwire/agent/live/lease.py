@@ -94,7 +94,8 @@ class Lease:
             try:
                 await self._renew_or_take(lost)
             except (StoreUnavailable, TimeoutError) as error:
-                _log.warning("lease_not_renewed", instance_id=self.instance_id, error=str(error))
+                told = str(error) or "the database did not answer in time; it is asked again"
+                _log.warning("lease_not_renewed", instance_id=self.instance_id, error=told)
                 pause = min(_AGAIN_SECONDS, self._renew_seconds)
                 continue
             except Exception:
