@@ -118,8 +118,10 @@ async def test_only_turns_that_have_ended_are_exported():
         async with stream:
             async for _ in stream:
                 break
-        with pytest.raises(ResourceInUse):
+        with pytest.raises(ResourceInUse, match="Turn turn_running has not ended: wait for its end, or cancel it"):
             await client.export_turn("turn_running")
+        with pytest.raises(ResourceInUse, match="Turn turn_running has not ended: cancel it first"):
+            await client.delete_turn("turn_running")
         with pytest.raises(NotFound):
             await client.export_turn("turn_none")
         await client.cancel_turn("turn_running")

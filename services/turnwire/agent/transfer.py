@@ -64,7 +64,8 @@ class Transfer:
             raise NotFound("turn", turn_id)
         row, log, config = found
         if row.status not in TERMINAL_STATUSES:
-            raise ResourceInUse("turn", turn_id, used_by="itself: it has not ended; wait for that, or cancel it")
+            told = f"Turn {turn_id} has not ended: wait for its end, or cancel it, and export it then."
+            raise ResourceInUse("turn", turn_id, used_by="its run", told=told)
         header = messages.TurnRecordHeader(
             format=records.FORMAT,
             turn_id=turn_id,

@@ -102,7 +102,9 @@ class Turns:
             if row is None:
                 raise NotFound("turn", turn_id)
             if row.status not in TERMINAL_STATUSES:
-                raise ResourceInUse("turn", turn_id, used_by="itself: it has not ended; cancel it first")
+                raise ResourceInUse(
+                    "turn", turn_id, used_by="its run", told=f"Turn {turn_id} has not ended: cancel it first."
+                )
             await turns.delete(tx, tenant, turn_id)
             await requests.bury(tx, tenant, turn_id, requests.DELETED)
 

@@ -104,10 +104,10 @@ class ResourceInUse(FailedPrecondition):
 
     reason = error_pb2.ERROR_REASON_RESOURCE_IN_USE
 
-    def __init__(self, resource_type: str, name: str, *, used_by: str) -> None:
-        """Names what uses it."""
+    def __init__(self, resource_type: str, name: str, *, used_by: str, told: str = "") -> None:
+        """Names what uses it; `told` says it better than that where it is no other resource."""
         super().__init__(
-            f"The {resource_type} {name!r} is in use by {used_by}.",
+            told or f"The {resource_type} {name!r} is in use by {used_by}.",
             metadata={"resource_type": resource_type, "resource_name": name, "used_by": used_by},
         )
 

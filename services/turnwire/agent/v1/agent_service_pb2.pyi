@@ -65,7 +65,9 @@ class _DisconnectPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Disc
     DISCONNECT_POLICY_CONTINUE: _DisconnectPolicy.ValueType  # 1
     """The turn goes on."""
     DISCONNECT_POLICY_CANCEL: _DisconnectPolicy.ValueType  # 2
-    """The turn is cancelled when it was unwatched for 30 seconds."""
+    """The turn is cancelled when it has run unwatched for 30 seconds. One that waits, in the queue of its session or for
+    input, goes on waiting.
+    """
 
 class DisconnectPolicy(_DisconnectPolicy, metaclass=_DisconnectPolicyEnumTypeWrapper):
     """What happens when nobody watches a turn any more."""
@@ -75,7 +77,9 @@ DISCONNECT_POLICY_UNSPECIFIED: DisconnectPolicy.ValueType  # 0
 DISCONNECT_POLICY_CONTINUE: DisconnectPolicy.ValueType  # 1
 """The turn goes on."""
 DISCONNECT_POLICY_CANCEL: DisconnectPolicy.ValueType  # 2
-"""The turn is cancelled when it was unwatched for 30 seconds."""
+"""The turn is cancelled when it has run unwatched for 30 seconds. One that waits, in the queue of its session or for
+input, goes on waiting.
+"""
 Global___DisconnectPolicy: _TypeAlias = DisconnectPolicy  # noqa: Y015
 
 @_typing.final
