@@ -50,7 +50,9 @@ class Controller:
         """Listens at `socket`; use `controlling`."""
         self.socket = socket
         self.counts: Counter[str] = Counter()
-        """How often each failpoint was reached."""
+        """How often each failpoint was reached since it was last counted anew."""
+        self.totals: Counter[str] = Counter()
+        """How often each was reached in all."""
         self._trigger: Trigger | None = None
         self._strikes: set[asyncio.Task[None]] = set()
         self._readers: set[asyncio.Task[None]] = set()
@@ -58,6 +60,10 @@ class Controller:
     def arm(self, trigger: Trigger) -> None:
         """Has a fault strike; replaces one that has not yet."""
         self._trigger = trigger
+
+    def count_anew(self) -> None:
+        """Forgets what was reached, but for the totals."""
+        self.counts.clear()
 
     def disarm(self) -> None:
         """Lets everything pass."""
@@ -90,6 +96,7 @@ class Controller:
 
     def _take(self, hit: Hit) -> None:
         self.counts[hit.failpoint] += 1
+        self.totals[hit.failpoint] += 1
         trigger = self._trigger
         if trigger is None or trigger.failpoint != hit.failpoint:
             hit.release()

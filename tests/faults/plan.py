@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.faults import source
+from turnwire.runtime.failpoints import declared
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 STORES = ("sqlite", "postgres")
 LANES = 2
@@ -62,6 +65,13 @@ def note(outcome: Outcome) -> None:
 def note_reached(store: str, counts: Mapping[str, int]) -> None:
     """Writes down how often failpoints were reached."""
     _append(f"{store}.reached", dict(counts))
+
+
+def note_places(kinds: Sequence[str]) -> None:
+    """Writes down which failpoints there are, and which kinds of faults can be made here."""
+    source.modules()
+    places = [name for name in declared() if not name.startswith("test.")]
+    _append("all.places", {"failpoints": places, "kinds": list(kinds)})
 
 
 def _append(name: str, line: object) -> None:

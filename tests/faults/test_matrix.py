@@ -10,9 +10,9 @@ import pytest
 import pytest_asyncio
 
 from tests.faults.controller import Trigger
-from tests.faults.kinds import choose
-from tests.faults.plan import SEED, Outcome, note, note_reached, planned
-from tests.faults.sailing import Voyage
+from tests.faults.kinds import choose, kinds_on
+from tests.faults.plan import SEED, Outcome, note, note_places, note_reached, planned
+from tests.faults.sailing import Voyage, again
 from tests.faults.world import LEASE_SECONDS, World, running_world
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ pytestmark = [
 
 _PROMISED_SECONDS = LEASE_SECONDS + 5
 _TURNS_A_SESSION = 10
+_CANCELLED = 5
+"""One turn in so many is cancelled."""
 PLAN = planned()
 
 
@@ -34,46 +36,47 @@ class Worlds:
     """The world of a lane: one for many faults, and a new one after a defect."""
 
     def __init__(self) -> None:
-        self.reached: dict[str, int] = {}
-        """How often an unfaulted turn reaches each failpoint."""
+        self.reached: dict[bool, dict[str, int]] = {}
+        """How often an unfaulted turn reaches each failpoint; True: one that is cancelled."""
         self.unfaulted_seconds = 0.0
-        """How long an unfaulted turn takes."""
+        """How long an unfaulted turn takes that is not cancelled."""
         self._stack = AsyncExitStack()
         self._world: World | None = None
         self._session_id = ""
         self._turns = 0
 
-    async def voyage(self, store: str) -> Voyage:
+    async def voyage(self, store: str, *, cancelled: bool) -> Voyage:
         """Returns a turn that is about to be run."""
         if self._world is None:
             self._world = await self._stack.enter_async_context(running_world(store))
             await self._sail_unfaulted(self._world)
+            note_places(kinds_on(store))
         if self._turns % _TURNS_A_SESSION == 0:
             self._session_id = await _session(self._world)
         self._turns += 1
-        return Voyage(self._world, self._session_id)
+        return Voyage(self._world, self._session_id, cancelled=cancelled)
 
     async def discard(self) -> None:
         """Ends the world; the next fault has a new one."""
         if self._world is not None:
-            note_reached(self._world.store, self._world.controller.counts)
+            note_reached(self._world.store, self._world.controller.totals)
         await self._stack.aclose()
         self._stack, self._world, self._turns = AsyncExitStack(), None, 0
 
     async def _sail_unfaulted(self, world: World) -> None:
-        """Learns what an unfaulted turn reaches, and how long it takes: the second one, when all is warm."""
-        for _ in range(2):
-            world.controller.counts.clear()
-            voyage = Voyage(world, await _session(world))
+        """Learns what unfaulted turns reach, and how long one takes, when all is warm."""
+        for cancelled in (True, False, False):
+            world.controller.count_anew()
+            voyage = Voyage(world, await _session(world), cancelled=cancelled)
             begun = asyncio.get_running_loop().time()
             await voyage.sail()
             self.unfaulted_seconds = voyage.settled_at - begun
-            self.reached = dict(world.controller.counts)
             await voyage.check()
+            self.reached[cancelled] = dict(world.controller.counts)
 
 
 async def _session(world: World) -> str:
-    return (await world.clients[0].create_session(world.agent_id)).session_id
+    return (await again(lambda: world.clients[0].create_session(world.agent_id))).session_id
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -89,8 +92,9 @@ async def worlds() -> AsyncGenerator[dict[tuple[str, int], Worlds]]:
 )
 async def test_a_turn_outlives_a_fault(store: str, lane: int, number: int, worlds: dict[tuple[str, int], Worlds]):
     kept = worlds.setdefault((store, lane), Worlds())
-    voyage = await kept.voyage(store)
-    fault = choose(store, SEED, number, kept.reached)
+    cancelled = number % _CANCELLED == _CANCELLED - 1
+    voyage = await kept.voyage(store, cancelled=cancelled)
+    fault = choose(store, SEED, number, kept.reached[cancelled])
     trigger = Trigger(fault.failpoint, fault.nth, lambda hit: fault.strike(voyage.world, hit))
     voyage.world.controller.arm(trigger)
     allowed = _PROMISED_SECONDS + 2 * kept.unfaulted_seconds

@@ -9,23 +9,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from turnwire.agent.v1 import agent_pb2
-from turnwire.common.v1 import generation_pb2
+from turnwire.common.v1 import generation_pb2, message_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 QUESTION = "Plan the voyage, with the harpoon."
+ORDERS = message_pb2.Attachment(name="orders.txt", mime_type="text/plain", text="The voyage goes north.")
+"""Goes with the question, and into a bank of the session."""
+AFTERWARDS = "And afterwards?"
+"""What is asked in a further turn, which waits for the end of this one."""
+HOME = "Home again."
 WORDS = 40
 ANSWER = "".join(f"w{number} " for number in range(1, WORDS + 1))
 NOTES = "notes.txt"
-_NOTING = (
-    f"import os\nwith open({NOTES!r}, 'a') as notes:\n    notes.write(os.environ['TURNWIRE_CALL_ID'] + '\\n')\n'noted'"
-)
+_NOTING = f"""import os
+with open({NOTES!r}, 'a') as notes:
+    notes.write(os.environ['TURNWIRE_CALL_ID'] + '\\n')
+print('noted')"""
 READING = f"import os\nprint(open({NOTES!r}).read() if os.path.exists({NOTES!r}) else '')"
 APPROVED = "The captain approves."
 FUNCTION = "ask_the_captain"
 
 RULES: list[dict[str, Any]] = [
+    {"contains": "What to look up", "text": "voyage harpoon"},
+    {"contains": AFTERWARDS, "after_tool": False, "text": HOME},
     {
         "contains": "voyage",
         "after_tool": False,
@@ -55,14 +63,18 @@ def config() -> agent_pb2.AgentConfig:
     function = generation_pb2.ToolDefinition(name=FUNCTION, description="Asks.", parameters_json_schema=schema)
     tools = [
         agent_pb2.AgentTool(registered=agent_pb2.RegisteredTool(tool_id=name))
-        for name in ("photogen", "web_search", "code_interpreter")
+        for name in ("photogen", "code_interpreter")
     ]
+    search = agent_pb2.AgentTool(
+        registered=agent_pb2.RegisteredTool(tool_id="web_search"), input_shields=SHIELDS, output_shields=SHIELDS
+    )
+    written = agent_pb2.LlmQueryGenerator(template="What to look up for: {{messages}}")
     return agent_pb2.AgentConfig(
         model="scripted",
         input_shields=SHIELDS,
         output_shields=SHIELDS,
-        retrieval=agent_pb2.RetrievalConfig(bank_ids=[BANK]),
-        tools=[*tools, agent_pb2.AgentTool(function=agent_pb2.FunctionTool(definition=function))],
+        retrieval=agent_pb2.RetrievalConfig(bank_ids=[BANK], llm=written),
+        tools=[*tools, search, agent_pb2.AgentTool(function=agent_pb2.FunctionTool(definition=function))],
     )
 
 

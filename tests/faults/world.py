@@ -24,15 +24,16 @@ from tests.fakes.search_servers import fake_search
 from tests.faults import voyage
 from tests.faults.controller import Controller, controlling
 from tests.memory.conftest import serving_words
-from tests.mesh.asking import until_up
+from tests.mesh.asking import until, until_up
 from tests.tool_executor.calling import SECRET, drawing, searching
 from turnwire.client import Client
+from turnwire.errors import AlreadyExists
 from turnwire.memory.v1 import bank_pb2, document_pb2
 from turnwire.testing.mesh import RunningMesh, running_mesh
 from turnwire.testing.postgres import Postgres, running_postgres
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Generator, Sequence
+    from collections.abc import AsyncGenerator, Generator
 
     from tests.fakes.images_server import FakeImages
 
@@ -238,18 +239,17 @@ async def _start(stack: AsyncExitStack, world: World, count: int, settings: dict
 
 async def _fill(world: World) -> None:
     client = world.clients[0]
+
+    async def filled() -> bool:
+        config = bank_pb2.VectorBankConfig(embedding_model="words")
+        with contextlib.suppress(AlreadyExists):
+            await client.banks.register(bank_pb2.MemoryBank(bank_id=voyage.BANK, vector=config))
+        document = document_pb2.Document(document_id="log.md", title="log", text="The voyage of the harpoon.")
+        async for _ in client.banks.insert(voyage.BANK, [document]):
+            pass
+        world.agent_id = (await client.create_agent(voyage.config())).agent_id
+        return True
+
     for each in world.clients:
         await until_up(each)
-    config = bank_pb2.VectorBankConfig(embedding_model="words")
-    await client.banks.register(bank_pb2.MemoryBank(bank_id=voyage.BANK, vector=config))
-    document = document_pb2.Document(document_id="log.md", title="log", text="The voyage of the harpoon.")
-    async for _ in client.banks.insert(voyage.BANK, [document]):
-        pass
-    world.agent_id = (await client.create_agent(voyage.config())).agent_id
-
-
-def processes(store: str) -> Sequence[str]:
-    """Returns the services whose processes can be hit on a store."""
-    return ("inference", "safety", "memory", "sandbox_runner", "tool_executor", "agent") + (
-        ("postgres",) if store == "postgres" else ()
-    )
+    await until(filled)

@@ -17,6 +17,10 @@ from tools.dev.layout import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_NEEDS = {
+    "full disk": "only root can mount a small disk",
+    "clock moved": "the package libfaketime is not installed",
+}
 _OUTCOMES = ("completed", "decided", "defect")
 
 
@@ -36,11 +40,14 @@ def run(pytest: Sequence[str], arguments: Sequence[str]) -> int:
         code = subprocess.run([*pytest, "-m", chosen.marker], cwd=ROOT, env=environment, check=False).returncode
         outcomes = list(_lines(Path(folder), "*.outcomes-*.jsonl"))
         reached = list(_lines(Path(folder), "*.reached-*.jsonl"))
-    sys.stdout.write(report(outcomes, reached))
+        places = list(_lines(Path(folder), "*.places-*.jsonl"))
+    sys.stdout.write(report(outcomes, reached, places))
     return code
 
 
-def report(outcomes: Sequence[dict[str, Any]], reached: Sequence[dict[str, int]]) -> str:
+def report(
+    outcomes: Sequence[dict[str, Any]], reached: Sequence[dict[str, int]], places: Sequence[dict[str, list[str]]]
+) -> str:
     """Returns the tables of what was made and what came of it, as Markdown."""
     rows = defaultdict[tuple[str, str], Counter[str]](Counter)
     for each in outcomes:
@@ -55,11 +62,14 @@ def report(outcomes: Sequence[dict[str, Any]], reached: Sequence[dict[str, int]]
         slowest = max(each["seconds"] for each in outcomes if (each["store"], each["kind"]) == (store, kind))
         counts = [row[name] for name in ("made", "struck", *_OUTCOMES, "recovered")]
         lines.append(f"| {store} | {kind} | {' | '.join(map(str, counts))} | {slowest:.1f} s |")
-    places = {each["failpoint"] for each in outcomes if each["struck"]}
-    found: Counter[str] = Counter()
-    for each in reached:
-        found.update(each)
-    lines += ["", f"{len(places)} failpoints hit, {len(found)} reached."]
+    hit = {each["failpoint"] for each in outcomes if each["struck"]}
+    met = {name for each in reached for name in each}
+    there = {name for each in places for name in each["failpoints"]}
+    lines += ["", f"Of {len(there)} failpoints {len(hit)} were hit, and {len(met)} reached. Not reached:"]
+    lines += [f"  {name}" for name in sorted(there - met)] or ["  none"]
+    made = {kind for each in places for kind in each["kinds"]}
+    left_out = [f"{kind}: {why}" for kind, why in _NEEDS.items() if places and kind not in made]
+    lines += [f"Left out here: {each}." for each in left_out]
     return "\n".join(lines) + "\n"
 
 
