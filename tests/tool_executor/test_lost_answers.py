@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -9,7 +11,9 @@ from tests.fakes.images_server import fake_images
 from tests.fakes.search_servers import fake_search
 from tests.tool_executor.calling import FAILED, UNKNOWN, drawing, executor_of, searching
 from turnwire.common.v1 import error_pb2
-from turnwire.tool_executor import attempts
+from turnwire.errors import StoreUnavailable
+from turnwire.tool_executor import attempts, patience
+from turnwire.tool_executor.artifacts import Artifacts
 from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("at_once")]
@@ -73,3 +77,47 @@ async def test_a_search_whose_answer_was_lost_has_failed():
 
     assert (FAILED, error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE) == (noted.state, ran.reason)
     assert ran.result.failure.retryable
+
+
+def _keeping_fails(monkeypatch: pytest.MonkeyPatch, *failures: Exception) -> None:
+    """Has files not be kept, once for each failure."""
+    keep, left = Artifacts.keep, list(failures)
+
+    async def failing(*given: Any, **named: Any) -> Any:
+        if left:
+            raise left.pop()
+        return await keep(*given, **named)
+
+    monkeypatch.setattr(Artifacts, "keep", failing)
+
+
+async def test_a_picture_is_offered_again_to_a_store_that_is_away(monkeypatch: pytest.MonkeyPatch):
+    away = StoreUnavailable("tool_executor", "the disk is full")
+    _keeping_fails(monkeypatch, away, away)
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        ran = await executor.run("photogen", PROMPT)
+
+    assert not ran.result.HasField("failure")
+    assert (["call_1"], 1) == (fake.effects, len(ran.result.attachments))
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (StoreUnavailable("tool_executor", "the disk is full"), "what it gave could not be kept"),
+        (RuntimeError("a defect"), "a defect of Turnwire"),
+    ],
+    ids=["store", "defect"],
+)
+async def test_a_picture_that_was_made_and_could_not_be_kept_has_not_failed(
+    failure: Exception, words: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(patience, "_SECONDS", -1.0)
+    _keeping_fails(monkeypatch, failure)
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        ran = await executor.run("photogen", PROMPT)
+        noted = await executor.execution()
+
+    assert (UNKNOWN, error_pb2.ERROR_REASON_OUTCOME_UNKNOWN) == (noted.state, ran.reason)
+    assert words in ran.result.failure.message
+    assert ["call_1"] == fake.effects

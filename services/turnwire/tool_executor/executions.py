@@ -22,6 +22,7 @@ from turnwire.tool_executor.attempts import attempts
 from turnwire.tool_executor.journal import Seen
 from turnwire.tool_executor.limits import Clock, LimitPassed, Limits, wanted_total, with_wishes
 from turnwire.tool_executor.locks import KeyedLocks
+from turnwire.tool_executor.patience import patiently
 from turnwire.tool_executor.running import Running, at
 from turnwire.tool_executor.tools.port import Answer, Call, NeverSent, OutcomeLost, Output, Progress, Sending
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
@@ -45,8 +46,6 @@ _FAILED = execution_pb2.EXECUTION_STATE_FAILED
 _CANCELLED = execution_pb2.EXECUTION_STATE_CANCELLED
 _FOLLOW_SECONDS = 0.2
 """So often it is looked for the outcome of a call that another process runs."""
-_WRITE_SECONDS = 60.0
-"""So long an outcome is offered to a store that does not take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,28 +281,31 @@ class Executions:
                 raise
             running.taken_back()
             if sent and work.may_go_on:
-                why = "it was stopped after it had been sent, and may go on"
-                return _Outcome(journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, why)))
+                return _lost(running, work, "it was stopped after it had been sent, and may go on")
             return _Outcome(_CANCELLED, _with(running, journals.stopped(call_id, tool_id)))
         except OutcomeLost as lost:
             if not work.tool.idempotent:
-                return _Outcome(journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, str(lost))))
+                return _lost(running, work, str(lost))
             result = _failed_on_the_way(call_id, tool_id, lost)
         except LimitPassed as passed:
             if sent and passed.limit != "connect" and work.may_go_on:
-                why = f"it was waited for no longer: {passed.told}"
-                return _Outcome(journals.UNKNOWN, _with(running, journals.lost_result(call_id, tool_id, why)))
+                return _lost(running, work, f"it was waited for no longer: {passed.told}")
             message = f"{tool_id} was ended: {passed.told}. Allow it more time, or ask it for less."
             facts = {"service": "tool_executor", "limit": passed.limit}
             result = results.failed(call_id, tool_id, error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, message, facts)
         except NeverSent as never:
             result = results.failed_by(call_id, tool_id, never.error)
         except TurnwireError as error:
-            if not sent and isinstance(error, StoreUnavailable):
-                raise  # it stays prepared: whoever asks again has it run when there is a database again
+            if isinstance(error, StoreUnavailable):
+                if not sent:
+                    raise  # it stays prepared: whoever asks again has it run when there is a database again
+                if not work.tool.idempotent:
+                    return _lost(running, work, f"what it gave could not be kept ({error.message})")
             result = results.failed_by(call_id, tool_id, error)
         except Exception:
             _log.exception("tool_defect")
+            if sent and not work.tool.idempotent:
+                return _lost(running, work, "a defect of Turnwire came in between, of which the logs have the trace")
             message = f"{tool_id} failed by a defect of Turnwire; the logs of the tool executor have the trace."
             result = results.failed(call_id, tool_id, error_pb2.ERROR_REASON_INTERNAL, message)
         return _Outcome(_FAILED, _with(running, result))
@@ -334,17 +336,8 @@ class Executions:
     async def _written(
         self, key: Key, state: State.ValueType, result: message_pb2.ToolResult, changes: Changes | None
     ) -> ExecutionRow:
-        """Writes an outcome down, patiently: what was done once is not to be forgotten over a full disk."""
-        ends = time.monotonic() + _WRITE_SECONDS
-        pause = 0.05
-        while True:
-            try:
-                return await self._journal.ended(key, state, result, changes)
-            except StoreUnavailable:
-                if time.monotonic() > ends:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+        """Writes an outcome down; a store that is away is waited for."""
+        return await patiently(lambda: self._journal.ended(key, state, result, changes))
 
 
 def argument_problem(tool: tool_pb2.Tool, arguments_json: str) -> tuple[str, str] | None:
@@ -379,6 +372,12 @@ def _refused(ask: Ask, tool: tool_pb2.Tool, path: str, problem: str) -> message_
     result = results.failed(ask.key[2], tool.tool_id, reason, message, {"path": path})
     result.name = ask.name
     return result
+
+
+def _lost(running: Running, work: _Work, why: str) -> _Outcome:
+    """The outcome of a call that was sent, and of which nobody knows what it did."""
+    result = journals.lost_result(work.ask.key[2], work.tool.tool_id, why)
+    return _Outcome(journals.UNKNOWN, _with(running, result))
 
 
 def _failed_on_the_way(call_id: str, tool_id: str, lost: OutcomeLost) -> message_pb2.ToolResult:

@@ -23,6 +23,7 @@ from turnwire.runtime.fetch import GuardedFetcher
 from turnwire.tool_executor.artifacts import sniffed
 from turnwire.tool_executor.artifacts.sniffing import HEAD
 from turnwire.tool_executor.limits import Limits
+from turnwire.tool_executor.patience import patiently
 from turnwire.tool_executor.tools.configuring import ToolSettings, built_in, described_as, settings_of
 from turnwire.tool_executor.tools.http import WebApi
 from turnwire.tool_executor.tools.port import Answer, Sending
@@ -138,13 +139,17 @@ class OpenAiImagesProvider:
         mime_type = sniffed("", picture[:HEAD])
         if not mime_type.startswith("image/"):
             raise ProviderError(self.provider_id, f"what it sent is no picture but {mime_type}", model=settings.model)
-        artifact = await self._surroundings.artifacts.keep(
-            call.tenant,
-            f"picture.{_SUFFIXES.get(mime_type, 'bin')}",
-            picture,
-            mime_type=mime_type,
-            session_id=call.session_id,
-            metadata={"tool": call.tool.tool_id, "call_id": call.call_id, "model": settings.model},
+        artifacts = self._surroundings.artifacts
+        # It is made, and paid for.
+        artifact = await patiently(
+            lambda: artifacts.keep(
+                call.tenant,
+                f"picture.{_SUFFIXES.get(mime_type, 'bin')}",
+                picture,
+                mime_type=mime_type,
+                session_id=call.session_id,
+                metadata={"tool": call.tool.tool_id, "call_id": call.call_id, "model": settings.model},
+            )
         )
         revised: Any = made.get("revised_prompt")
         told = f" It shows: {revised[:1000]}" if isinstance(revised, str) and revised else ""
