@@ -33,10 +33,11 @@ QUICK = {"sweep_seconds": 0.05, "lease_renew_seconds": 0.05}
 
 
 async def test_a_session_that_is_not_kept_is_erased_with_its_turns_and_a_kept_one_stays():
-    async with running_mesh(agent=QUICK | {"erase_seconds": 0.2}) as mesh, mesh.client() as client:
+    async with running_mesh(agent=QUICK | {"erase_seconds": 1.5}) as mesh, mesh.client() as client:
         kept = await session_of(client)
+        turns = [(await client.run_turn(kept, "a secret").result()).turn_id]
         passing = await session_of(client, enable_session_persistence=False)
-        turns = [(await client.run_turn(session, "a secret").result()).turn_id for session in (kept, passing)]
+        turns.append((await client.run_turn(passing, "a secret").result()).turn_id)
 
         await until(lambda: _is_gone(client, passing))
 

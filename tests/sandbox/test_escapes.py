@@ -86,7 +86,8 @@ async def _answers_at_once(box: Box) -> Ran:
     began = time.monotonic()
     ran = await box.run("print('there'); 6 * 7")
     assert ("42", "there\n") == (ran.finished.value_repr, ran.stdout)
-    assert time.monotonic() - began < 1.0
+    # The second is for a machine with nothing else to do.
+    assert time.monotonic() - began < max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     return ran
 
 
