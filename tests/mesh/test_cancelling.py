@@ -12,8 +12,8 @@ import pytest
 
 from tests.fakes.search_servers import FakeSearch, fake_search
 from tests.mesh.asking import session_of, until
-from tests.tool_executor.calling import CANCELLED, SECRET, Executor, calling, searching
-from turnwire.agent.v1 import agent_pb2, turn_pb2
+from tests.tool_executor.calling import CANCELLED, CODE, SECRET, Executor, calling, searching
+from turnwire.agent.v1 import agent_pb2, event_pb2, turn_pb2
 from turnwire.errors import NotFound
 from turnwire.testing.mesh import RunningMesh, running_mesh
 
@@ -27,7 +27,11 @@ pytestmark = [pytest.mark.mesh, pytest.mark.faults]
 
 STOPPED = turn_pb2.CancelledCall.OUTCOME_STOPPED
 UNKNOWN = turn_pb2.CancelledCall.OUTCOME_UNKNOWN
-RULES = [{"contains": "search", "calls": [{"name": "web_search", "arguments": {"query": "turnwire"}}]}]
+WAITING = "import time\nprint('begun', flush=True)\ntime.sleep(600)"
+RULES = [
+    {"contains": "search", "calls": [{"name": "web_search", "arguments": {"query": "turnwire"}}]},
+    {"contains": "compute", "calls": [{"name": "code_interpreter", "arguments": {"code": WAITING}}]},
+]
 
 
 @dataclass
@@ -121,3 +125,32 @@ async def test_an_executor_that_is_back_before_the_cancelling_is_over_says_what_
         answer = await cancelling
 
     assert [STOPPED] == [call.outcome for call in answer.calls]
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+async def test_code_is_said_to_be_stopped_only_by_a_runner_that_is_heard_of(*, frozen: bool):
+    scripted = {"provider_id": "scripted", "provider_type": "inline::scripted", "config": {"rules": RULES}}
+    async with (
+        running_mesh(
+            "processes",
+            services=("inference", "sandbox_runner", "tool_executor", "agent"),
+            providers={"inference": [scripted], "tool_executor": [CODE]},
+            access=SECRET,
+            sandbox={"preload": []},
+        ) as mesh,
+        mesh.client() as client,
+    ):
+        tool = agent_pb2.AgentTool(registered=agent_pb2.RegisteredTool(tool_id="code_interpreter"))
+        stream = client.run_turn(await session_of(client, tools=[tool]), "compute")
+        async for event in stream:
+            if event.step_delta.part == event_pb2.DELTA_PART_TOOL_OUTPUT:
+                break
+        if frozen:
+            await mesh.signal("sandbox_runner", signal.SIGSTOP)
+        begun = asyncio.get_running_loop().time()
+        answer = await client.cancel_turn(stream.turn_id)
+        took = asyncio.get_running_loop().time() - begun
+        stream.close()
+
+    assert took < 1.5
+    assert [UNKNOWN if frozen else STOPPED] == [call.outcome for call in answer.calls]

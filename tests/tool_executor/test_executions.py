@@ -282,6 +282,9 @@ async def test_an_execution_is_not_cut_before_its_first_step_nor_after_its_outco
     running.settled = False
     running.stop()
     assert 1 == task.cancelling()
+    running.taken_back()
+    running.stop()
+    assert 0 == task.cancelling(), "it was cut again while it wrote down what became of it"
     await asyncio.gather(task, return_exceptions=True)
 
 

@@ -58,10 +58,9 @@ class _Work:
     provider: Provider
     limits: Limits
 
-    @property
-    def may_go_on(self) -> bool:
-        """True when a call that was sent, and is left, may still have an effect that counts."""
-        return not self.tool.idempotent and not self.provider.stops_when_left
+    async def may_go_on(self) -> bool:
+        """Returns whether a call that was sent, and is left, may still have an effect that counts."""
+        return not self.tool.idempotent and not await self.provider.has_ended(self.ask.key[0], self.ask.session_id)
 
 
 class _Outcome(NamedTuple):
@@ -280,7 +279,7 @@ class Executions:
             if not running.stopping:
                 raise
             running.taken_back()
-            if sent and work.may_go_on:
+            if sent and await work.may_go_on():
                 return _lost(running, work, "it was stopped after it had been sent, and may go on")
             return _Outcome(_CANCELLED, _with(running, journals.stopped(call_id, tool_id)))
         except OutcomeLost as lost:
@@ -288,7 +287,7 @@ class Executions:
                 return _lost(running, work, str(lost))
             result = _failed_on_the_way(call_id, tool_id, lost)
         except LimitPassed as passed:
-            if sent and passed.limit != "connect" and work.may_go_on:
+            if sent and passed.limit != "connect" and await work.may_go_on():
                 return _lost(running, work, f"it was waited for no longer: {passed.told}")
             message = f"{tool_id} was ended: {passed.told}. Allow it more time, or ask it for less."
             facts = {"service": "tool_executor", "limit": passed.limit}

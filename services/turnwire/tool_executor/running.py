@@ -56,7 +56,8 @@ class Running:
             self.task.cancel()
 
     def taken_back(self) -> None:
-        """Lets its task go on to write the outcome down, after it was cancelled."""
+        """Lets its task go on to write the outcome down, after it was cancelled; it is not cut again."""
+        self.settled = True
         if self.task is not None:
             self.task.uncancel()
 

@@ -58,6 +58,8 @@ _GIVING = Boundary("tool_executor.files_given")
 _ASKED = Failpoint("tool_executor.code_sent")
 TOOL = "code_interpreter"
 _PIECE = 512 * 1024
+_HEARD_SECONDS = 0.4
+"""So long a runner has to answer that a run was ended on: who cancels a turn has an answer within a second."""
 _AWAY_SECONDS = 15.0
 """A runner that is away, as while it is started again, is asked again for so long at most."""
 _REMEMBERED = 4096
@@ -85,7 +87,6 @@ class CodeInterpreterProvider:
 
     takes_files = True
     takes_authorization = False
-    stops_when_left = True
     # Code may compute in silence; the runner ends what takes too long.
     defaults = Limits(connect=30.0, first_byte=600.0, silence=600.0, total=600.0)
 
@@ -158,6 +159,17 @@ class CodeInterpreterProvider:
                         async for further in attempts:
                             yield further
             yield await run.answer(await self._changes(run))
+
+    async def has_ended(self, tenant: str, session_id: str) -> bool:
+        """A runner that answers has heard before that nobody wants the run any more, and has ended its processes."""
+        request = sandbox.OpenSandboxRequest(sandbox_id=_sandbox_id(tenant, session_id))
+        try:
+            async with _OPENING:
+                await self._runner.OpenSandbox(request, timeout=_HEARD_SECONDS)
+        except grpc.RpcError as error:
+            _log.warning("run_not_seen_to_end", reason=from_rpc_error(error, service="sandbox_runner").message)
+            return False
+        return True
 
     async def _prepared_in_time(self, key: tuple[str, str], run: _Run) -> AsyncGenerator[Progress]:
         """Opens the sandbox; a runner that is away is asked again for a while, since nothing was sent yet.

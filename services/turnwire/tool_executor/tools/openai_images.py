@@ -64,8 +64,6 @@ class OpenAiImagesProvider:
 
     takes_files = False
     takes_authorization = True
-    stops_when_left = False
-    """A picture that was asked for is made, and paid for, whoever still wants it."""
     defaults = Limits(connect=10.0, first_byte=240.0, silence=240.0, total=300.0)
 
     class Config(ImageToolSettings):
@@ -157,6 +155,10 @@ class OpenAiImagesProvider:
             artifact_id=artifact.artifact_id, name=artifact.name, mime_type=artifact.mime_type
         )
         yield Answer(f"The picture {artifact.name} was made and is shown to the user.{told}", attachments=[attachment])
+
+    async def has_ended(self, tenant: str, session_id: str) -> bool:
+        """A picture that was asked for is made, and paid for, whoever still wants it."""
+        return False
 
     def _made(self, answer: Any) -> dict[str, Any]:
         data: Any = answer.get("data") if isinstance(answer, dict) else None

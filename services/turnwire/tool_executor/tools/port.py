@@ -127,8 +127,6 @@ class Provider(Protocol):
     """True when attachments reach its tools."""
     takes_authorization: bool
     """True when the caller's credential reaches its tools."""
-    stops_when_left: bool
-    """True when an execution that is closed has surely ended."""
 
     async def start(self, surroundings: Surroundings) -> None:
         """Begins to connect; returns without waiting for the end of it."""
@@ -163,4 +161,8 @@ class Provider(Protocol):
             LimitPassed: it could not connect in time.
             TurnwireError: it failed.
         """
+        ...
+
+    async def has_ended(self, tenant: str, session_id: str) -> bool:
+        """Returns whether an execution of a session that was just closed has surely ended, if that shows soon."""
         ...
