@@ -14,7 +14,7 @@ from tests.mesh.peers import Peers, running_peers
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2, step_pb2, turn_pb2
 from turnwire.client.client import user_message
 from turnwire.common.v1 import error_pb2, generation_pb2, message_pb2, retrieval_pb2, shield_pb2
-from turnwire.errors import NotFound
+from turnwire.errors import NotFound, Unimplemented
 from turnwire.testing.mesh import RunningMesh, Topology, running_mesh
 
 if TYPE_CHECKING:
@@ -283,6 +283,26 @@ async def test_memory_search_is_a_tool():
         result = turn.steps[1].tool_execution.executions[0].result
         assert "[1] moby.md\nCall me Ishmael." == result.content
         assert ("whales", 5) == (peers.queries[0].messages[0].parts[0].text, peers.queries[0].max_chunks)
+
+
+async def test_a_search_in_memory_ends_at_its_limit_and_the_turn_goes_on():
+    async with _mesh() as (_, peers, client):
+        peers.delay = 30.0
+        search = agent_pb2.AgentTool(memory_search=agent_pb2.MemorySearchTool(bank_ids=["library"]))
+        search.limits.total.FromMilliseconds(300)
+        turn = folded(await _events(client, await session_of(client, tools=[search]), user_message("search")))
+
+        assert turn_pb2.TURN_STATUS_COMPLETED == turn.status
+        failure = turn.steps[1].tool_execution.executions[0].result.failure
+        assert (error_pb2.ERROR_REASON_DEADLINE_EXCEEDED, "memory") == (failure.reason, failure.metadata["service"])
+
+
+async def test_limits_that_a_search_in_memory_does_not_have_are_refused():
+    async with _mesh() as (_, _peers, client):
+        search = agent_pb2.AgentTool(memory_search=agent_pb2.MemorySearchTool(bank_ids=["library"]))
+        search.limits.silence.FromMilliseconds(300)
+        with pytest.raises(Unimplemented, match="limits of a search in memory"):
+            await session_of(client, tools=[search])
 
 
 async def test_a_llama_model_may_call_web_search_brave_search():

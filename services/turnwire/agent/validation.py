@@ -268,10 +268,17 @@ def _refuse_unbuilt(config: agent_pb2.AgentConfig) -> None:
         "limits of a caller's function": any(
             tool.WhichOneof("tool") == "function" and tool.HasField("limits") for tool in config.tools
         ),
+        "limits of a search in memory, but `total`": any(
+            tool.WhichOneof("tool") == "memory_search" and _has_others_than_total(tool.limits) for tool in config.tools
+        ),
     }
     for feature, used in unbuilt.items():
         if used:
             raise Unimplemented(feature)
+
+
+def _has_others_than_total(limits: agent_pb2.ToolLimits) -> bool:
+    return any(descriptor.name != "total" for descriptor, _ in limits.ListFields())
 
 
 def check_position(request: agent_service_pb2.WatchTurnRequest | turn_owner_service_pb2.FollowTurnRequest) -> None:

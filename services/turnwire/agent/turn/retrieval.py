@@ -69,9 +69,9 @@ class RetrievalStep:
         return [draft(turn.turn_id, "step_completed", completed, step.step_id)]
 
     async def search(
-        self, bank_ids: Sequence[str], query: str, max_chunks: int = 0
+        self, bank_ids: Sequence[str], query: str, max_chunks: int = 0, *, seconds: float = _SECONDS
     ) -> Sequence[retrieval_pb2.RetrievedChunk]:
-        """Returns the chunks that fit a query best, within the agent's budget."""
+        """Returns the chunks that fit a query best, within the agent's budget, in at most so many seconds."""
         limits = self._config.config.retrieval
         part = message_pb2.ContentPart(text=query, provenance=message_pb2.PROVENANCE_USER)
         request = memory_service_pb2.QueryRequest(
@@ -82,7 +82,7 @@ class RetrievalStep:
             min_score=limits.min_score,
         )
         async with _SEARCH:
-            return (await self._memory.Query(request, timeout=_SECONDS)).chunks
+            return (await self._memory.Query(request, timeout=min(seconds, _SECONDS))).chunks
 
     async def _keep_attachments(self, turn: turn_pb2.Turn, result: event_pb2.MemoryRetrievalResult) -> None:
         documents = attached_documents(turn)

@@ -166,10 +166,11 @@ class ToolStep:
         tool = self._config.tool(call.name)
         assert tool is not None
         attempt = 1
+        ends = time.monotonic() + _search_seconds(tool)
         while True:
             try:
                 if tool.WhichOneof("tool") == "memory_search":
-                    return await self._searched(turn, tool.memory_search, call)
+                    return await self._searched(turn, tool.memory_search, call, ends - time.monotonic())
                 return await self._executed(turn, step, tool, call)
             except grpc.RpcError as raised:
                 service = "memory" if tool.WhichOneof("tool") == "memory_search" else "tool_executor"
@@ -178,9 +179,10 @@ class ToolStep:
                     self._begun.add(call.call_id)
             except TurnwireError as raised:
                 error = raised
-            if not passes(error) or attempt >= _TRIES:
+            delay = min(2.0, delay_of(error, min(attempt, 2)))
+            if not passes(error) or attempt >= _TRIES or time.monotonic() + delay >= ends:
                 return self._unanswered(tool, call, error)
-            await asyncio.sleep(min(2.0, delay_of(error, min(attempt, 2))))
+            await asyncio.sleep(delay)
             attempt += 1
             again = event_pb2.StepProgress(done=attempt, total=_TRIES, unit=_ATTEMPTS, call_id=call.call_id)
             await self._commit([draft(turn.turn_id, "step_progress", again, step.step_id)])
@@ -245,13 +247,13 @@ class ToolStep:
         raise TurnwireError.cut("tool_executor")
 
     async def _searched(
-        self, turn: turn_pb2.Turn, tool: agent_pb2.MemorySearchTool, call: message_pb2.ToolCall
+        self, turn: turn_pb2.Turn, tool: agent_pb2.MemorySearchTool, call: message_pb2.ToolCall, seconds: float
     ) -> message_pb2.ToolResult:
         banks = list(tool.bank_ids or self._config.config.retrieval.bank_ids)
         if turn.session_bank_id and not tool.bank_ids:
             banks.append(turn.session_bank_id)
         query = str(json.loads(call.arguments_json)["query"])
-        chunks = await self._retrieval.search(banks, query, tool.max_chunks or 5)
+        chunks = await self._retrieval.search(banks, query, tool.max_chunks or 5, seconds=seconds)
         return message_pb2.ToolResult(content=excerpts(chunks) or "Nothing was found.")
 
     async def _stopped(
@@ -264,6 +266,13 @@ class ToolStep:
             turn_id=turn.turn_id, call_id=call.call_id, owner_epoch=self._epoch
         )
         return await self._stopping.stop(request, seconds)
+
+
+def _search_seconds(tool: agent_pb2.AgentTool) -> float:
+    """Returns the seconds that a search in memory may take in all; of other tools the executor keeps the time."""
+    if tool.WhichOneof("tool") == "memory_search" and tool.limits.HasField("total"):
+        return tool.limits.total.ToTimedelta().total_seconds()
+    return float("inf")
 
 
 def _interpreted(turn: turn_pb2.Turn, step: step_pb2.Step) -> bool:

@@ -385,7 +385,9 @@ Global___SubAgentTool: _TypeAlias = SubAgentTool  # noqa: Y015
 
 @_typing.final
 class ToolLimits(_message.Message):
-    """Limits of one execution of a tool. Unset fields: the executor's defaults."""
+    """Limits of one execution of a tool. Unset fields: the executor's defaults.
+    A search in memory has `total` alone; a function of the caller has none.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
