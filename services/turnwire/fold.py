@@ -193,6 +193,12 @@ class TurnFold:
 
     def _on_turn_recovered(self, event: event_pb2.StepEvent, payload: event_pb2.TurnRecovered) -> None:
         self._turn.recoveries += 1
+        # The last owner had it in memory only; the next one has it from its beginning, or the result alone.
+        for step in self._steps.values():
+            for execution in step.tool_execution.executions:
+                if not execution.HasField("result"):
+                    self._texts.pop((step.step_id, event_pb2.DELTA_PART_TOOL_OUTPUT, execution.call.call_id), None)
+                    execution.ClearField("output")
 
     def _on_turn_completed(self, event: event_pb2.StepEvent, payload: event_pb2.TurnCompleted) -> None:
         turn = self.turn

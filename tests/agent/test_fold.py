@@ -140,3 +140,27 @@ def test_a_copy_goes_its_own_way():
 
     assert _folded(events[:4]) == fold.turn
     assert _folded(events) == copy.turn
+
+
+def test_what_a_tool_had_written_is_void_when_another_process_takes_the_turn_over():
+    call = message_pb2.ToolCall(call_id="call_1", name="code_interpreter", arguments_json="{}")
+    plan = event_pb2.StepStarted(
+        type=step_pb2.STEP_TYPE_TOOL_EXECUTION,
+        iteration=1,
+        tool_execution=event_pb2.ToolExecutionPlan(inference_step_id="s1", call_ids=["call_1"]),
+    )
+    written = event_pb2.StepDelta(part=event_pb2.DELTA_PART_TOOL_OUTPUT, call_id="call_1", attempt=1, text="begun")
+    result = message_pb2.ToolResult(call_id="call_1", name="code_interpreter", content="42")
+    seen = [
+        started(),
+        step_started("s1"),
+        inference_completed("s1", call),
+        draft(TURN, "step_started", plan, "s2"),
+        draft(TURN, "step_delta", written, "s2"),
+        draft(TURN, "turn_recovered", event_pb2.TurnRecovered(epoch=2)),
+        draft(TURN, "tool_call_completed", event_pb2.ToolCallCompleted(result=result), "s2"),
+    ]
+    stored = [event for event in seen if event.WhichOneof("payload") != "step_delta"]
+
+    assert "begun" == _folded(numbered(*seen[:5])).steps[1].tool_execution.executions[0].output
+    assert _folded(numbered(*stored)).steps == _folded(numbered(*seen)).steps

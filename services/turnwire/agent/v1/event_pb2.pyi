@@ -1132,7 +1132,9 @@ Global___TurnQueued: _TypeAlias = TurnQueued  # noqa: Y015
 
 @_typing.final
 class TurnRecovered(_message.Message):
-    """Another process took the turn over."""
+    """Another process took the turn over. What tools had written whose calls have no result yet is void: it comes again from
+    its beginning, or not at all when the call has ended meanwhile.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
