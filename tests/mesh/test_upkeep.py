@@ -16,11 +16,12 @@ from turnwire.agent.live.acceptance import Acceptance
 from turnwire.agent.live.control import TurnControl
 from turnwire.agent.store import events, ownership
 from turnwire.agent.store.inbox import CANCEL
+from turnwire.agent.turn.history import History
 from turnwire.agent.turn.runner import TurnRunner
 from turnwire.agent.v1 import agent_pb2, agent_service_pb2, turn_pb2
 from turnwire.client.client import user_message
 from turnwire.common.v1 import error_pb2, message_pb2
-from turnwire.errors import NotFound
+from turnwire.errors import NotFound, StoreUnavailable
 from turnwire.testing.mesh import running_mesh
 
 pytestmark = pytest.mark.mesh
@@ -205,3 +206,19 @@ async def _is_gone(client: Any, session: str) -> bool:
     except NotFound:
         return True
     return False
+
+
+async def test_a_turn_waits_for_a_store_that_is_away_while_it_reads_the_turns_before(monkeypatch: pytest.MonkeyPatch):
+    before = History.before
+    failures = [StoreUnavailable("agent", "it restarts")] * 2
+
+    async def failing(*given: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await before(*given)
+
+    monkeypatch.setattr(History, "before", failing)
+    async with running_mesh() as mesh, mesh.client() as client:
+        turn = await client.run_turn(await session_of(client), "hello").result()
+
+    assert (turn_pb2.TURN_STATUS_COMPLETED, []) == (turn.status, failures)

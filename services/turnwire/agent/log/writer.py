@@ -249,17 +249,25 @@ class TurnWriter:
         if not owned:
             raise NotOwner(self._log.turn_id)
 
-    async def _write(self, unit: Unit[T]) -> T:
+    async def patiently(self, use: Callable[[], Awaitable[T]]) -> T:
+        """Uses the store, again and again while it is away.
+
+        Raises:
+            NotOwner: another process has the turn meanwhile.
+        """
         delay = 0.05
         while True:
             if self._lost:
                 raise NotOwner(self._log.turn_id)
             try:
-                return await self._store.write(unit)
+                return await use()
             except StoreUnavailable as error:
                 _log.warning("store_unavailable", turn_id=self._log.turn_id, error=error.message, retry_seconds=delay)
                 await asyncio.sleep(delay * random.uniform(0.8, 1.2))  # noqa: S311 - jitter, no secret
                 delay = min(delay * 2, 2.0)
+
+    async def _write(self, unit: Unit[T]) -> T:
+        return await self.patiently(lambda: self._store.write(unit))
 
     def _has_passed(self, drafts: Sequence[event_pb2.StepEvent]) -> bool:
         """True when what waited for its shields stands in these events as it passed, or is gone for good."""

@@ -175,7 +175,7 @@ class TurnRunner:
 
     async def _earlier(self, turn: turn_pb2.Turn) -> list[message_pb2.Message]:
         if self._history_messages is None:
-            self._history_messages = await self._history(turn)
+            self._history_messages = await self._writer.patiently(lambda: self._history(turn))
         return self._history_messages
 
     async def _stop(self, step: step_pb2.Step, seconds: float = _STOP_SECONDS) -> None:
