@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 from contextlib import aclosing, asynccontextmanager
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from turnwire.errors import ArtifactStoreUnavailable
 from turnwire.runtime.settings import ArtifactSettings
 from turnwire.runtime.storage import SqliteStore
-from turnwire.tool_executor.artifacts import Artifacts, FolderBlobs
+from turnwire.tool_executor.artifacts import Artifacts, FolderBlobs, folder
 from turnwire.tool_executor.artifacts.s3 import PART, S3Blobs
 from turnwire.tool_executor.store.schema import SCHEMA
 
@@ -110,6 +112,21 @@ async def test_what_is_not_kept_is_nowhere(opened: Opening, data: bytes):
             await _read(blobs, hashlib.sha256(data).hexdigest())
         await draft.discard()
         assert [] == list(await blobs.listed())
+
+
+async def test_a_full_disk_is_said_to_be_one_and_nothing_is_left_of_what_did_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    blobs = await FolderBlobs.open(tmp_path)
+    monkeypatch.setattr(folder, "_write_all", full)
+    with pytest.raises(ArtifactStoreUnavailable) as raised:
+        await _keep(blobs, SMALL)
+
+    assert f"The artifact store {tmp_path} cannot be used: No space left on device. Make room" in raised.value.message
+    assert [] == list((tmp_path / "drafts").iterdir())
 
 
 async def test_a_content_is_its_tenants_own(opened: Opening):

@@ -27,7 +27,8 @@ A message says what happened, where, and what to do next. One interceptor turns 
 # ├── Unavailable                UNAVAILABLE          SERVICE_UNAVAILABLE: retry with back-off
 # │   ├── Draining, NotOwner
 # │   └── StoreUnavailable
-# │       └── ArtifactStoreUnavailable                the object store of artifacts
+# │       ├── ArtifactStoreUnavailable                the object store of artifacts
+# │       └── ContentLost                             what an artifact had is not there any more
 # ├── DeadlineExceeded           DEADLINE_EXCEEDED
 # ├── Cancelled                  CANCELLED
 # ├── Unimplemented              UNIMPLEMENTED
@@ -41,6 +42,7 @@ from turnwire.errors.base import DOMAIN, FieldViolation, TurnwireError
 from turnwire.errors.mesh import (
     ArtifactStoreUnavailable,
     Cancelled,
+    ContentLost,
     DeadlineExceeded,
     Draining,
     Historic,
@@ -97,6 +99,7 @@ __all__ = [
     "Ambiguous",
     "ArtifactStoreUnavailable",
     "Cancelled",
+    "ContentLost",
     "ContextLengthExceeded",
     "DeadlineExceeded",
     "DocumentRefused",

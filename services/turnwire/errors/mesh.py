@@ -123,6 +123,14 @@ class StoreUnavailable(Unavailable):
         )
 
 
+class ContentLost(StoreUnavailable):
+    """What an artifact had is not there as it was stored; it will not be there a little later either."""
+
+    def __init__(self, artifact_id: str, how: str) -> None:
+        """Says `how` it is: `is missing`."""
+        super().__init__("tool_executor", f"the content of {artifact_id} {how}")
+
+
 class ArtifactStoreUnavailable(StoreUnavailable):
     """The object store of artifacts cannot be reached, or refuses."""
 

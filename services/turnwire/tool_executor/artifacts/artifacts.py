@@ -10,12 +10,12 @@ import structlog
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from turnwire.errors import (
+    ContentLost,
     DocumentRefused,
     IdempotencyConflict,
     InvalidArgument,
     NotFound,
     QuotaExhausted,
-    StoreUnavailable,
 )
 from turnwire.ids import new_id
 from turnwire.runtime.failpoints import Boundary
@@ -117,13 +117,13 @@ class Artifacts:
                     digest.update(piece)
                     # Nobody has the whole of a content that was altered where it lies.
                     if whole and start == last and digest.hexdigest() != artifact.sha256:
-                        raise StoreUnavailable("tool_executor", f"the content of {artifact_id} was altered")
+                        raise ContentLost(artifact_id, "was altered")
                     yield piece
         except FileNotFoundError:
             await self.get(tenant, artifact_id)  # deleted meanwhile: then it is not found
-            raise StoreUnavailable("tool_executor", f"the content of {artifact_id} is missing") from None
+            raise ContentLost(artifact_id, "is missing") from None
         if start < last:
-            raise StoreUnavailable("tool_executor", f"the content of {artifact_id} is cut")
+            raise ContentLost(artifact_id, "is cut")
 
     async def content(self, tenant: str, artifact_id: str, *, most: int) -> tuple[artifact_pb2.Artifact, bytes]:
         """Returns a file with all its bytes.

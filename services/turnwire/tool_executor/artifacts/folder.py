@@ -11,6 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, unquote
 
+from turnwire.errors import ArtifactStoreUnavailable
+
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
     from pathlib import Path
@@ -37,7 +39,7 @@ class FolderBlobs:
     async def draft(self) -> FolderDraft:
         """Begins a content."""
         name = self._folder / _DRAFTS / secrets.token_hex(16)
-        return FolderDraft(self, await _to_end(_created, name), name)
+        return FolderDraft(self, await self.writing(_created, name), name)
 
     async def read(self, tenant: str, sha256: str, start: int, end: int) -> AsyncGenerator[bytes]:
         """Yields the bytes from `start` to `end`, exclusive, in pieces."""
@@ -66,6 +68,18 @@ class FolderBlobs:
     async def close(self) -> None:
         """Has nothing to close."""
 
+    async def writing(self, function: Callable[..., T], *args: Any) -> T:
+        """Runs a function that writes here, in a thread, to its end.
+
+        Raises:
+            ArtifactStoreUnavailable: there is no room, or the disk refuses.
+        """
+        try:
+            return await _to_end(function, *args)
+        except OSError as error:
+            todo = "Make room on its disk, or put `data_dir` on another one"
+            raise ArtifactStoreUnavailable(str(self._folder), error.strerror or str(error), todo) from None
+
     def path(self, tenant: str, sha256: str) -> Path:
         """Returns where a content lies."""
         if _HASH.fullmatch(sha256) is None:
@@ -93,12 +107,12 @@ class FolderDraft:
 
     async def write(self, data: bytes) -> None:
         """Appends bytes."""
-        await _to_end(_write_all, self._descriptor, data)
+        await self._blobs.writing(_write_all, self._descriptor, data)
 
     async def keep(self, tenant: str, sha256: str) -> None:
         """Makes what was written the content of a hash, on the disk."""
         target = self._blobs.path(tenant, sha256)
-        await _to_end(self._kept, target)
+        await self._blobs.writing(self._kept, target)
 
     async def confirm(self, tenant: str, sha256: str) -> None:
         """Has nothing to see to: no other process removes it."""
