@@ -81,6 +81,8 @@ class Voyage:
         if self._cancelling is not None:
             await self._cancelling
         self.settled_at = asyncio.get_running_loop().time()
+        if self._stream.turn.status in TERMINAL_STATUSES and self._next is not None:
+            await asyncio.wait([self._next])
         return self._stream.turn
 
     async def arrive(self, chance: random.Random) -> turn_pb2.Turn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -71,8 +72,8 @@ class Worlds:
             begun = asyncio.get_running_loop().time()
             await voyage.sail()
             self.unfaulted_seconds = voyage.settled_at - begun
-            await voyage.check()
             self.reached[cancelled] = dict(world.controller.counts)
+            await voyage.check()
 
 
 async def _session(world: World) -> str:
@@ -143,9 +144,10 @@ async def _sailed(voyage: Voyage, trigger: Trigger) -> float:
 
 
 def _told(world: World) -> str:
-    """Returns the last that each process has logged, but for calls that went well."""
+    """Returns the last that each process has logged, but for calls that went well, and all defects whole."""
     told: list[str] = []
     for name in world.meshes:
         lines = [line for line in world.log(name).splitlines() if '"code": "OK"' not in line]
         told += [f"--- {name}", *(line[:600] for line in lines[-12:])]
+        told += [json.loads(line)["exception"] for line in lines if '"exception": ' in line]
     return "\n".join(told)
