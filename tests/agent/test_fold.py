@@ -163,4 +163,10 @@ def test_what_a_tool_had_written_is_void_when_another_process_takes_the_turn_ove
     stored = [event for event in seen if event.WhichOneof("payload") != "step_delta"]
 
     assert "begun" == _folded(numbered(*seen[:5])).steps[1].tool_execution.executions[0].output
-    assert _folded(numbered(*stored)).steps == _folded(numbered(*seen)).steps
+    expected = _folded(numbered(*stored)).steps
+    assert expected == _folded(numbered(*seen)).steps
+    fold = TurnFold(TURN)
+    for event in seen:
+        fold.apply(event)
+        assert TURN == fold.turn.turn_id  # who looks at it puts together what has come so far
+    assert expected == fold.turn.steps
