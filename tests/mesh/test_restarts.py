@@ -140,7 +140,7 @@ async def test_sigterm_lets_turns_finish_and_streams_resume():
         assert stream.turn == await client.get_turn(stream.turn_id)
 
 
-FAULTS = int(os.environ.get("TURNWIRE_FAULTS", "24"))
+FAULTS = 24
 SEED = int(os.environ.get("TURNWIRE_FAULTS_SEED", "1"))
 PATIENCE_SECONDS = 1.5
 """A step outlives the absence of a service for two and a half seconds at least, of which connecting may take one."""

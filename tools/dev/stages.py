@@ -65,7 +65,7 @@ STAGES = (
     Stage("test", [*_DEV, "test"], 13 * 60),
     Stage("model", [*PYTEST, "-m", f"model and not ({' or '.join(LONGER)})"], 5 * 60),
     Stage("bars", [*PYTEST, "-m", "bars"], 6 * 60),
-    Stage("faults", [*_DEV, "faults", "100", "--marker", "faults or matrix"], 12 * 60),
+    Stage("faults", [*_DEV, "faults", "200", "--marker", "faults or matrix"], 12 * 60),
     Stage("soak", [*PYTEST, "-m", "soak"], 4 * 60),
     Stage("sandbox", [*PYTEST, "-m", "sandbox"], 4 * 60),
     Stage("wheel", [*PYTEST, "-m", "wheel"], 4 * 60),
