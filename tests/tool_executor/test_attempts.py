@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from tests.fakes.images_server import fake_images
+from tests.fakes.images_server import FakeImages, fake_images
 from tests.fakes.search_servers import fake_search
 from tests.mesh.asking import check_log, events_of, folded, session_of
 from tests.tool_executor.calling import FAILED, SUCCEEDED, drawing, executor_of, searching
@@ -88,11 +88,13 @@ async def test_a_picture_that_was_asked_for_is_not_asked_for_again(behaviour: st
 
 @pytest.mark.usefixtures("at_once")
 async def test_a_picture_that_could_not_be_asked_for_is_tried_again_since_nothing_was_sent():
-    async with fake_images() as fake:
-        provider = drawing(fake)
-    async with executor_of(provider) as executor:
-        attempts, result = await _asked(executor, "photogen", PROMPT)
-        noted = await executor.execution()
+    # A port that nobody else can have meanwhile, and at which nobody listens.
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        provider = drawing(FakeImages(), base_url=f"http://127.0.0.1:{held.getsockname()[1]}/v1")
+        async with executor_of(provider) as executor:
+            attempts, result = await _asked(executor, "photogen", PROMPT)
+            noted = await executor.execution()
 
     assert ([2, 3], FAILED) == (attempts, noted.state)
     assert error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE == result.failure.reason
@@ -152,10 +154,7 @@ async def test_a_server_that_cannot_be_reached_in_time_passes_the_limit_for_conn
         for filling in (first, second):
             filling.setblocking(False)
             filling.connect_ex((host, port))
-        async with fake_images() as fake:
-            fake.base_url = f"http://{host}:{port}/v1"
-            provider = drawing(fake)
-        async with executor_of(provider) as executor:
+        async with executor_of(drawing(FakeImages(), base_url=f"http://{host}:{port}/v1")) as executor:
             limits = tool_executor_service_pb2.ExecutionLimits(connect=Duration(nanos=200_000_000))
             ran = await executor.run("photogen", PROMPT, limits=limits)
             noted = await executor.execution()

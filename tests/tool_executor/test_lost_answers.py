@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from tests.fakes.images_server import fake_images
+from tests.fakes.images_server import FakeImages, fake_images
 from tests.fakes.search_servers import fake_search
 from tests.tool_executor.calling import FAILED, UNKNOWN, drawing, executor_of, searching
 from turnwire.common.v1 import error_pb2
@@ -60,11 +61,13 @@ async def test_what_its_maker_refuses_has_failed():
 
 
 async def test_what_nobody_was_there_to_take_has_failed():
-    async with fake_images() as fake:
-        provider = drawing(fake)
-    async with executor_of(provider) as executor:
-        ran = await executor.run("photogen", PROMPT)
-        noted = await executor.execution()
+    # A port that nobody else can have meanwhile, and at which nobody listens.
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        provider = drawing(FakeImages(), base_url=f"http://127.0.0.1:{held.getsockname()[1]}/v1")
+        async with executor_of(provider) as executor:
+            ran = await executor.run("photogen", PROMPT)
+            noted = await executor.execution()
 
     assert (FAILED, error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE) == (noted.state, ran.reason)
 
