@@ -52,6 +52,12 @@ class _Executor(ToolExecutorServiceServicer):
             progress = tool_executor_service_pb2.ExecutionProgress(state=execution_pb2.EXECUTION_STATE_PREPARED)
             yield tool_executor_service_pb2.ExecuteToolResponse(progress=progress)
         self.asked.set()
+        if self.answers == "counts":
+            for done, unit in ((2, "attempts"), (3, "attempts"), (1, "pages"), (2, "pages")):
+                progress = tool_executor_service_pb2.ExecutionProgress(done=done, total=3, unit=unit)
+                yield tool_executor_service_pb2.ExecuteToolResponse(progress=progress)
+            yield tool_executor_service_pb2.ExecuteToolResponse(result=message_pb2.ToolResult(content="done"))
+            return
         if self.answers == "loses":
             failure = error_pb2.Failure(reason=error_pb2.ERROR_REASON_OUTCOME_UNKNOWN, message="It was lost.")
             result = message_pb2.ToolResult(content="the password", failure=failure)
@@ -78,10 +84,10 @@ class _Objecting:
         return Judgement([shield_pb2.ShieldVerdict(level=shield_pb2.VIOLATION_LEVEL_ERROR)], [])
 
 
-async def _result(
+async def _log_of(
     address: str, *, idempotent: bool, asked_before: bool, shields: Sequence[str] = ()
-) -> message_pb2.ToolResult:
-    """Runs the one call of a turn; its result as the log has it. Its shields object."""
+) -> list[event_pb2.StepEvent]:
+    """Runs the one call of a turn; its events. Its shields object."""
     registered = agent_pb2.RegisteredTool(
         tool_id="pay", definition=generation_pb2.ToolDefinition(name="pay"), idempotent=idempotent
     )
@@ -103,6 +109,14 @@ async def _result(
         screening = Screening(cast("Any", _Objecting()), config, commit)
         step_of_calls = ToolStep(stub, unused, unused, config, screening, commit, unused, epoch=1, given={})
         await step_of_calls.run(turn_pb2.Turn(turn_id=TURN), step)
+    return log
+
+
+async def _result(
+    address: str, *, idempotent: bool, asked_before: bool, shields: Sequence[str] = ()
+) -> message_pb2.ToolResult:
+    """Runs the one call of a turn; its result as the log has it."""
+    log = await _log_of(address, idempotent=idempotent, asked_before=asked_before, shields=shields)
     return log[-1].tool_call_completed.result
 
 
@@ -154,3 +168,12 @@ async def test_what_an_owner_before_this_one_may_have_sent_is_not_known():
     result = await _result(f"127.0.0.1:{free_port()}", idempotent=False, asked_before=True)
 
     assert error_pb2.ERROR_REASON_OUTCOME_UNKNOWN == result.failure.reason
+
+
+async def test_each_further_attempt_of_a_tool_is_told_however_soon_and_other_progress_now_and_then():
+    address = f"127.0.0.1:{free_port()}"
+    async with _serving(address, "counts"):
+        log = await _log_of(address, idempotent=True, asked_before=False)
+
+    told = [event.step_progress for event in log if event.HasField("step_progress")]
+    assert [(2, "attempts"), (3, "attempts"), (1, "pages")] == [(each.done, each.unit) for each in told]

@@ -43,7 +43,7 @@ _MARGIN_SECONDS = 30.0
 _PROGRESS_SECONDS = 1.0
 """Progress is an event that is stored: a tool that counts fast is told of once in so long."""
 _ATTEMPTS = "attempts"
-"""What is counted where the executor is asked again."""
+"""What is counted where the executor is asked again, or the executor asks a tool again."""
 
 _RAN = frozenset(
     {
@@ -235,6 +235,10 @@ class ToolStep:
                         if Failpoint.armed:
                             await _OUTPUT.reached()
                         await self._writer.room()
+                    case "progress" if response.progress.unit == _ATTEMPTS:
+                        # Few, and each is told: what is tried again is never tried again in silence.
+                        further = _progress(response.progress, call.call_id)
+                        await self._commit([draft(turn.turn_id, "step_progress", further, step.step_id)])
                     case "progress" if response.progress.unit and time.monotonic() - told >= _PROGRESS_SECONDS:
                         told = time.monotonic()
                         done = _progress(response.progress, call.call_id)
