@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from typing import Any
 
@@ -15,6 +16,8 @@ from turnwire.common.v1 import error_pb2
 from turnwire.errors import StoreUnavailable
 from turnwire.tool_executor import attempts, patience
 from turnwire.tool_executor.artifacts import Artifacts
+from turnwire.tool_executor.running import Running
+from turnwire.tool_executor.tools.openai_images import OpenAiImagesProvider
 from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 pytestmark = [pytest.mark.mesh, pytest.mark.usefixtures("at_once")]
@@ -49,6 +52,37 @@ async def test_a_picture_that_was_not_waited_for_may_have_been_made(
 
     assert (UNKNOWN, error_pb2.ERROR_REASON_OUTCOME_UNKNOWN) == (noted.state, ran.reason)
     assert "0.2 s" in ran.result.failure.message
+
+
+async def test_a_call_that_is_cancelled_while_its_limit_ends_it_has_the_outcome_of_that(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    ending, go_on = asyncio.Event(), asyncio.Event()
+
+    async def has_ended(*_: object) -> bool:
+        ending.set()
+        await go_on.wait()
+        return False
+
+    monkeypatch.setattr(OpenAiImagesProvider, "has_ended", has_ended)
+    stop, stopped = Running.stop, asyncio.Event()
+
+    def noting(running: Running) -> None:
+        stop(running)
+        stopped.set()
+
+    monkeypatch.setattr(Running, "stop", noting)
+    async with fake_images() as fake, executor_of(drawing(fake)) as executor:
+        fake.script = ["make and hang"]
+        asking = asyncio.create_task(executor.run("photogen", PROMPT, limits=LIMITS[0]))
+        await ending.wait()
+        cancelling = asyncio.create_task(executor.cancel())
+        await stopped.wait()
+        go_on.set()
+        ran, noted = await asyncio.gather(asking, cancelling)
+
+    assert (UNKNOWN, ran.result) == (noted.state, noted.result)
+    assert "it gave nothing within 0.2 s" in ran.result.failure.message
 
 
 async def test_what_its_maker_refuses_has_failed():

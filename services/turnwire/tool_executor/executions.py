@@ -287,6 +287,7 @@ class Executions:
                 return _lost(running, work, str(lost))
             result = _failed_on_the_way(call_id, tool_id, lost)
         except LimitPassed as passed:
+            running.settled = True  # who wants it stopped now is told what became of it
             if sent and passed.limit != "connect" and await work.may_go_on():
                 return _lost(running, work, f"it was waited for no longer: {passed.told}")
             message = f"{tool_id} was ended: {passed.told}. Allow it more time, or ask it for less."
