@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -110,6 +111,30 @@ async def test_the_channel_to_a_replica_that_is_gone_is_closed_once_nobody_uses_
     assert [] == list(channels)
     async with peers.reached("127.0.0.1:2"):
         assert ["127.0.0.1:2"] == [address for address, _ in channels]
+    await directory.close()
+
+
+async def test_a_channel_that_comes_into_use_while_another_is_closed_stays_open():
+    class Slow(Directory):
+        closing, go_on = asyncio.Event(), asyncio.Event()
+
+        async def close_peer(self, address: str) -> None:
+            await super().close_peer(address)
+            self.closing.set()
+            await self.go_on.wait()
+
+    directory = Slow(Settings(), own_service="agent", mesh_secret=None)
+    peers = Peers(directory)
+    async with peers.reached("127.0.0.1:1"), peers.reached("127.0.0.1:2"):
+        pass
+    keeping = asyncio.create_task(peers.keep(set()))
+    await directory.closing.wait()
+    async with peers.reached("127.0.0.1:2"):
+        directory.go_on.set()
+        await keeping
+        assert ["127.0.0.1:2"] == [address for address, _ in directory._channels]
+    await peers.keep(set())
+    assert [] == list(directory._channels)
     await directory.close()
 
 

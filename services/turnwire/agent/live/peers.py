@@ -53,9 +53,10 @@ class Peers:
 
     async def keep(self, living: Collection[str]) -> None:
         """Closes the channels to all other addresses than these, unless they are in use."""
-        for address in [each for each in self._stubs if each not in living and not self._calls[each]]:
-            del self._stubs[address], self._calls[address]
-            await self._directory.close_peer(address)
+        for address in [each for each in self._stubs if each not in living]:
+            if not self._calls[address]:  # now: closing the one before took its time
+                del self._stubs[address], self._calls[address]
+                await self._directory.close_peer(address)
 
     async def deliver(self, tenant: str, address: str, turn_id: str) -> bool:
         """Has the owner of a turn look into its inbox; False when it is not heard of, or owns the turn no longer."""
