@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from turnwire.tool_executor.v1 import artifact_service_pb2, tool_executor_servic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
+    from pathlib import Path
 
 pytestmark = pytest.mark.mesh
 TOOL = "code_interpreter"
@@ -309,6 +311,18 @@ async def test_a_new_sandbox_has_no_older_version_of_a_file_that_was_not_given_b
     assert ran.result.content.startswith("5000\n")
     assert after.result.content.startswith("['kept']")
     assert 'these could not be brought back: "given.txt", "grown", "huge".' in after.result.content
+
+
+async def test_a_file_whose_content_is_lost_is_told_and_stands_in_the_way_of_no_code(tmp_path: Path):
+    async with _interpreter(folder=tmp_path, sandbox={"preload": [], "workspace_files": 200}) as executor:
+        await _code(executor, "for name in ('kept', 'lost'): open(name, 'w').write(name)", "call_1")
+        await _code(executor, "for n in range(2000): open(f'file-{n}', 'w').close()", "call_2")
+        [content] = (tmp_path / "data" / "artifacts").glob(f"=*/*/{hashlib.sha256(b'lost').hexdigest()}")
+        content.unlink()
+        after = await _code(executor, "import os; os.listdir('.')", "call_3")
+
+    assert after.result.content.startswith("['kept']")
+    assert 'these could not be brought back: "lost".' in after.result.content
 
 
 async def test_a_sandbox_that_has_burst_has_the_files_of_before_at_the_next_code():

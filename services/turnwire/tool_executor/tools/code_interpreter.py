@@ -22,6 +22,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from turnwire.common.v1 import error_pb2, inspect_service_pb2, message_pb2
 from turnwire.errors import (
+    ContentLost,
     DocumentRefused,
     NotFound,
     QuotaExhausted,
@@ -230,7 +231,7 @@ class CodeInterpreterProvider:
                 continue
             try:
                 _, data = await self._artifacts.content(key[0], artifact_id, most=MOST_BYTES)
-            except (NotFound, DocumentRefused):
+            except (NotFound, DocumentRefused, ContentLost):
                 missing.append(path)
                 continue
             async with _RESTORING:
