@@ -63,6 +63,18 @@ async def test_it_is_filled_at_the_start_and_a_warm_start_embeds_nothing(word_ve
 
 
 @mesh
+async def test_what_a_terminal_showed_is_left_out(word_vectors: WordVectors, tmp_path: Path):
+    page = "# Start\n\nAsk it.\n\n```console\n$ ask factorial\n355687428096000\n```\n\n```sh\nturnwire chat\n```\n"
+    pages = _write(tmp_path / "pages", start=page)
+    async with running_memory(word_vectors, docs_dir=str(pages)) as memory:
+        await _filled(memory, "start.md")
+        (chunk,) = (await memory.query("factorial", BANK)).chunks
+    assert "355687428096000" not in chunk.text
+    assert "Ask it." in chunk.text
+    assert "turnwire chat" in chunk.text
+
+
+@mesh
 async def test_it_answers_before_it_is_filled_and_fills_when_its_model_is_there(
     word_vectors: WordVectors, tmp_path: Path
 ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ _FIRST_SECONDS, _MOST_SECONDS = 0.5, 60.0
 _MAX_BYTES = 1024 * 1024
 _REFERENCE = "reference/"
 """Lists of what is in the protos: twice as long as what people wrote, and in the way of every question."""
+_TRANSCRIPT = re.compile(r"^```console\n.*?^```$", re.MULTILINE | re.DOTALL)
+"""What a session at the terminal showed: a small model that is asked what stands there copies it as its answer."""
 
 
 class ProjectDocs:
@@ -159,7 +162,7 @@ def _documents(folder: Path) -> list[document_pb2.Document]:
     files |= {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*.md")) if path.is_file()}
     documents: list[document_pb2.Document] = []
     for name, path in files.items():
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = _TRANSCRIPT.sub("", path.read_text(encoding="utf-8", errors="replace"))
         if name.startswith(_REFERENCE) and text.startswith("<!-- Generated"):
             continue
         if text.strip() and len(text.encode()) <= _MAX_BYTES:
