@@ -24,8 +24,9 @@ from tests.tool_executor.calling import (
     names,
 )
 from turnwire.common.v1 import error_pb2, message_pb2
-from turnwire.errors import NotFound
+from turnwire.errors import NotFound, StoreUnavailable
 from turnwire.testing.mesh import running_mesh
+from turnwire.tool_executor.artifacts import Artifacts
 from turnwire.tool_executor.v1 import artifact_service_pb2, tool_executor_service_pb2
 
 if TYPE_CHECKING:
@@ -311,6 +312,24 @@ async def test_a_new_sandbox_has_no_older_version_of_a_file_that_was_not_given_b
     assert ran.result.content.startswith("5000\n")
     assert after.result.content.startswith("['kept']")
     assert 'these could not be brought back: "given.txt", "grown", "huge".' in after.result.content
+
+
+async def test_files_of_a_call_are_offered_again_to_a_store_that_is_away_once_its_code_has_run(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    keep, failures = Artifacts.keep, [StoreUnavailable("tool_executor", "the disk is full")] * 2
+
+    async def failing(*given: Any, **named: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await keep(*given, **named)
+
+    monkeypatch.setattr(Artifacts, "keep", failing)
+    async with _interpreter() as executor:
+        given = [message_pb2.Attachment(text="a,b", name="table.csv")]
+        ran = await _code(executor, "open('table.csv').read()", "call_1", attachments=given)
+
+    assert ("'a,b'", []) == (ran.result.content, failures)
 
 
 async def test_a_file_whose_content_is_lost_is_told_and_stands_in_the_way_of_no_code(tmp_path: Path):

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -38,6 +39,7 @@ from turnwire.sandbox_runner.v1.sandbox_runner_service_pb2_grpc import SandboxRu
 from turnwire.tool_executor.attachments import MOST_BYTES
 from turnwire.tool_executor.limits import LONGEST, Limits
 from turnwire.tool_executor.locks import KeyedLocks
+from turnwire.tool_executor.patience import patiently
 from turnwire.tool_executor.tools.configuring import ToolSettings, built_in, described_as, settings_of
 from turnwire.tool_executor.tools.port import Answer, File, OutcomeLost, Output, Progress, Sending
 from turnwire.tool_executor.v1 import artifact_service_pb2
@@ -251,15 +253,17 @@ class CodeInterpreterProvider:
         for file in run.given:
             if file.name in made or file.name in run.removed:
                 continue
+            keep = partial(
+                self._artifacts.keep,
+                call.tenant,
+                file.name,
+                file.data,
+                mime_type=file.mime_type,
+                session_id=call.session_id,
+                metadata={"tool": call.tool.tool_id, "call_id": call.call_id, "path": file.name},
+            )
             try:
-                kept = await self._artifacts.keep(
-                    call.tenant,
-                    file.name,
-                    file.data,
-                    mime_type=file.mime_type,
-                    session_id=call.session_id,
-                    metadata={"tool": call.tool.tool_id, "call_id": call.call_id, "path": file.name},
-                )
+                kept = await patiently(keep)  # the code has run, and cannot be run again
             except (DocumentRefused, QuotaExhausted) as error:
                 # The code has run: what it gave counts, whether its files can be brought back or not.
                 _log.warning("workspace_file_not_kept", reason=error.message)
