@@ -94,8 +94,11 @@ export class Turn {
         if (answer) this.#answered(answer.callId);
       }
     } else if (event.turnQueued) this.note = `waits for ${event.turnQueued.position ?? 1} earlier turns`;
-    else if (event.turnRecovered) this.note = "went on in another process";
-    else if (event.heartbeat) this.note = `silent for ${seconds(event.heartbeat.elapsed)}`;
+    else if (event.turnRecovered) {
+      this.note = "went on in another process";
+      // The last owner had it in memory only; the next one has it from its beginning, or the result alone.
+      for (const call of this.#calls.values()) if (!call.result) call.output = new Text();
+    } else if (event.heartbeat) this.note = `silent for ${seconds(event.heartbeat.elapsed)}`;
     else this.#ended(event);
   }
 
