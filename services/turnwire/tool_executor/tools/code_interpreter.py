@@ -164,7 +164,7 @@ class CodeInterpreterProvider:
             yield await run.answer(await self._changes(run))
 
     async def has_ended(self, tenant: str, session_id: str) -> bool:
-        """A runner that answers has heard before that nobody wants the run any more, and has ended its processes."""
+        """A runner that answers has heard before that nobody wants the run any more, and is ending its processes."""
         request = sandbox.OpenSandboxRequest(sandbox_id=_sandbox_id(tenant, session_id))
         try:
             async with _OPENING:
