@@ -71,6 +71,7 @@ async def _give(
     if why:
         result.failure.reason = error_pb2.ERROR_REASON_TOOL_FAILED
         result.failure.message = why
+        result.failure.metadata["city"] = why
     if decides:
         return (await client.resolve_turn_call(turn_id, call_id, PROVIDE, result=result)).sequence
     result.call_id = call_id
@@ -152,7 +153,17 @@ async def test_what_a_given_failure_says_passes_the_shields_too():
         result.failure.reason,
         result.failure.message,
     )
+    assert {} == dict(result.failure.metadata), "no shield has seen them"
     assert b"4711 is" not in stored
+
+
+async def test_a_given_failure_keeps_its_facts_where_nothing_judges_it():
+    async with _mesh() as (_, _, client):
+        paused, (call_id,) = await _paused(client, "the weather?", _function())
+        await _give(client, paused.turn_id, call_id, "", why="4711 is no city")
+        _, turn = await _ended(client, paused.turn_id)
+
+    assert {"city": "4711 is no city"} == dict(_results(turn)[0].failure.metadata)
 
 
 async def test_a_result_that_nothing_judges_is_taken_as_it_is_and_one_that_is_judged_waits_for_all_answers():

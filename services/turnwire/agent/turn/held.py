@@ -39,7 +39,8 @@ def taken_apart(
 ) -> tuple[list[turn_pb2.TurnInput], dict[str, message_pb2.ToolResult]]:
     """Returns answers as an event may tell them, and the results that wait, by call id.
 
-    `holds` says of which tools results wait.
+    `holds` says of which tools results wait. The facts of a failure are no text that shields judge: of these tools none
+    are taken.
     """
     told: list[turn_pb2.TurnInput] = []
     results: dict[str, message_pb2.ToolResult] = {}
@@ -47,11 +48,14 @@ def taken_apart(
         kept = turn_pb2.TurnInput()
         kept.CopyFrom(given)
         result = _result_in(kept)
-        if result is not None and holds(result.name) and (result.content or result.failure.message):
-            waits = results[result.call_id] = message_pb2.ToolResult()
-            waits.CopyFrom(result)
-            result.Clear()
-            result.call_id, result.name = waits.call_id, waits.name
+        if result is not None and holds(result.name):
+            if result.HasField("failure"):
+                result.failure.metadata.clear()
+            if result.content or result.failure.message:
+                waits = results[result.call_id] = message_pb2.ToolResult()
+                waits.CopyFrom(result)
+                result.Clear()
+                result.call_id, result.name = waits.call_id, waits.name
         told.append(kept)
     return told, results
 
