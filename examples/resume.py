@@ -8,14 +8,17 @@ and starts again: it has kept two values, the turn's id and a number. The turn i
 
 import asyncio
 
-from turnwire.agent.v1 import event_pb2
+from turnwire.agent.v1 import agent_pb2, event_pb2
 from turnwire.client import Client
 
 
 async def begin() -> tuple[str, int]:
     """Begins a turn, reads some of it and goes away; returns what has to be kept."""
     async with Client.connect() as client:
-        session = await client.create_session("assistant")
+        # An agent without output shields: those of `assistant` hold its text until they have passed all of it.
+        model = (await client.get_agent("assistant")).config.model
+        agent = await client.create_agent(agent_pb2.AgentConfig(model=model), name="storyteller")
+        session = await client.create_session(agent.agent_id)
         async with client.run_turn(session.session_id, "Tell me a long story.") as turn:
             async for event in turn:
                 if event.step_delta.part == event_pb2.DELTA_PART_ANSWER:

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.command import Done, turnwire
-from turnwire.agent.v1 import turn_pb2
+from turnwire.agent.v1 import event_pb2, turn_pb2
+from turnwire.cli.showing import TurnPrinter
+from turnwire.common.v1 import message_pb2
 from turnwire.ids import new_id
 
 if TYPE_CHECKING:
@@ -35,6 +37,19 @@ def test_the_turn_is_told_beside_the_answer(mesh: Mesh):
     assert int(figures[1]) > 0
     assert 1 <= int(figures[2]) <= 16  # the script writes 10 a second, the first of three at once
     assert re.search(r"turn_\w+ in sess_\w+", ended.err)
+
+
+def test_what_is_told_of_a_call_names_its_tool(capsys: pytest.CaptureFixture[str]):
+    called = event_pb2.InferenceResult(tool_calls=[message_pb2.ToolCall(call_id="call_1", name="search")])
+    again = event_pb2.StepProgress(done=2, total=3, unit="attempts", call_id="call_1")
+    lost = turn_pb2.CancelledCall(call_id="call_1", outcome=turn_pb2.CancelledCall.OUTCOME_UNKNOWN)
+    printer = TurnPrinter()
+    printer.show(event_pb2.StepEvent(step_completed=event_pb2.StepCompleted(inference=called)))
+    printer.show(event_pb2.StepEvent(step_progress=again))
+    printer.show(event_pb2.StepEvent(turn_cancelled=event_pb2.TurnCancelled(calls=[lost])))
+    told = capsys.readouterr().err
+    assert "search: 2 of 3 attempts" in told
+    assert "what search did is not known" in told
 
 
 def test_quiet_tells_the_answer_only(mesh: Mesh):

@@ -158,6 +158,7 @@ class TurnPrinter:
     def _answered(self, event: event_pb2.StepEvent) -> None:
         result = event.step_completed.inference
         for call in result.tool_calls:
+            self._names[call.call_id] = call.name
             status = message_pb2.ToolCallParseStatus.Name(call.parse_status).removeprefix("TOOL_CALL_PARSE_STATUS_")
             told = "" if call.parse_status == message_pb2.TOOL_CALL_PARSE_STATUS_SUCCEEDED else f"  {status.lower()}"
             arguments = call.arguments_json or self._calls.get(call.call_id, "")
