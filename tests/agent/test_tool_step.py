@@ -58,6 +58,10 @@ class _Executor(ToolExecutorServiceServicer):
                 yield tool_executor_service_pb2.ExecuteToolResponse(progress=progress)
             yield tool_executor_service_pb2.ExecuteToolResponse(result=message_pb2.ToolResult(content="done"))
             return
+        if self.answers == "fails":
+            failure = error_pb2.Failure(reason=error_pb2.ERROR_REASON_TOOL_FAILED, message="ValueError: the password")
+            yield tool_executor_service_pb2.ExecuteToolResponse(result=message_pb2.ToolResult(failure=failure))
+            return
         if self.answers == "loses":
             failure = error_pb2.Failure(reason=error_pb2.ERROR_REASON_OUTCOME_UNKNOWN, message="It was lost.")
             result = message_pb2.ToolResult(content="the password", failure=failure)
@@ -162,6 +166,17 @@ async def test_a_call_in_doubt_stays_so_when_shields_withhold_what_it_has_writte
         result = await _result(address, idempotent=False, asked_before=False, shields=["no-password"])
 
     assert (error_pb2.ERROR_REASON_OUTCOME_UNKNOWN, "") == (result.failure.reason, result.content)
+
+
+async def test_what_a_failed_tool_says_passes_the_shields_too():
+    address = f"127.0.0.1:{free_port()}"
+    async with _serving(address, "fails"):
+        told = await _result(address, idempotent=True, asked_before=False)
+        result = await _result(address, idempotent=True, asked_before=False, shields=["no-password"])
+
+    assert "ValueError: the password" == told.failure.message
+    assert error_pb2.ERROR_REASON_TOOL_DENIED == result.failure.reason
+    assert "password" not in str(result)
 
 
 async def test_what_an_owner_before_this_one_may_have_sent_is_not_known():

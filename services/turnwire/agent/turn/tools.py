@@ -116,7 +116,7 @@ class ToolStep:
         result = await self._asked(turn, step, execution, call) if not execution.held else self._given_for(call)
         result.call_id, result.name = call.call_id, call.name
         if self._screening.holds_result(call.name):
-            result = await self._screened(turn, step, call, result, given=execution.held)
+            result = await self._screened(turn, step, call, result)
         completed = event_pb2.ToolCallCompleted(result=result)
         await self._commit([draft(turn.turn_id, "tool_call_completed", completed, step.step_id)])
 
@@ -131,17 +131,16 @@ class ToolStep:
         step: step_pb2.Step,
         call: message_pb2.ToolCall,
         result: message_pb2.ToolResult,
-        *,
-        given: bool,
     ) -> message_pb2.ToolResult:
-        """Returns what passes of a result. What a failure says is told by the mesh, unless somebody gave it."""
-        texts = [result.content, result.failure.message if given else ""]
+        """Returns what passes of a result. A failure may say what code has raised, or a server has answered."""
+        # That an outcome was lost is told by the mesh.
+        texts = [result.content, "" if is_unknown(result) else result.failure.message]
         if not any(texts):
             return result
         passed = await self._screening.result(turn, step.iteration, call, texts)
         if passed is not None:
             result.content = passed[0]
-            if given and result.HasField("failure"):
+            if texts[1]:
                 result.failure.message = passed[1]
         elif is_unknown(result):
             result.content = ""  # what is in doubt stays in doubt, whatever it had written
