@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from turnwire.common.v1 import inspect_service_pb2
 from turnwire.errors import InvalidArgument, ProviderError, ProviderUnavailable
 from turnwire.memory.banks import PROVIDERS
 from turnwire.memory.banks.port import Entry, Place, Question, labels
+from turnwire.memory.banks.qdrant_edge import QdrantEdgeProvider
 from turnwire.runtime.settings import ProviderSettings
 
 if TYPE_CHECKING:
@@ -258,3 +260,16 @@ async def test_a_failure_of_the_engine_reaches_its_caller_and_harms_no_other(tmp
         assert 1 == len(await provider.search(HOME, _question("cats")))
     with pytest.raises(ProviderUnavailable):
         await provider.search(HOME, _question("cats"))
+
+
+async def test_a_full_disk_is_no_defect_of_the_engine_but_something_that_passes():
+    provider = QdrantEdgeProvider("vectors", QdrantEdgeProvider.Config())
+    loop = asyncio.get_running_loop()
+    full, broken = loop.create_future(), loop.create_future()
+    provider._settle(full, {"error": "Exception: Failed to flush: No space left on device (os error 28)"})
+    provider._settle(broken, {"error": "Exception: no such shard"})
+
+    with pytest.raises(ProviderUnavailable, match="the disk of its banks is full"):
+        await full
+    with pytest.raises(ProviderError, match="no such shard"):
+        await broken

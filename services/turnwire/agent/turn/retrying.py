@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-MAX_ATTEMPTS = 3
-"""How often a step is tried, while its failures are of the kind that passes."""
+MAX_ATTEMPTS = 5
+"""How often a step is tried, while its failures are of the kind that passes: for as long as a service takes to start."""
 _PASSING = frozenset(
     {
         error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE,
@@ -39,7 +39,7 @@ def passes(error: TurnwireError) -> bool:
 
 def delay_of(error: TurnwireError, attempt: int) -> float:
     """Returns the seconds to wait after an attempt: what the other side asked for, or growing ones, with jitter."""
-    delay = error.retry_after if error.retry_after is not None else 0.5 * 4 ** (attempt - 1)
+    delay = error.retry_after if error.retry_after is not None else 0.5 * 2 ** (attempt - 1)
     return min(delay, _LONGEST_DELAY) * random.uniform(1.0, 1.3)  # noqa: S311 - jitter, no secret
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
-from turnwire.agent.turn.retrying import delay_of, passes
+from turnwire.agent.turn.retrying import MAX_ATTEMPTS, delay_of, passes
 from turnwire.agent.v1 import agent_pb2
 from turnwire.common.v1 import error_pb2, message_pb2, shield_pb2
 from turnwire.errors import TurnwireError, from_rpc_error
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-_TRIES = 3
 POINTS = (
     shield_pb2.SHIELD_POINT_INPUT,
     shield_pb2.SHIELD_POINT_OUTPUT,
@@ -93,7 +92,7 @@ class Shields:
                     return await self._stub.RunShields(request, timeout=_SECONDS)
             except grpc.RpcError as raised:
                 error = from_rpc_error(raised, service="safety")
-                if not passes(error) or attempt >= _TRIES:
+                if not passes(error) or attempt >= MAX_ATTEMPTS:
                     raise error from raised
                 await asyncio.sleep(delay_of(error, attempt))
                 attempt += 1

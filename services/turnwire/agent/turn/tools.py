@@ -178,7 +178,7 @@ class ToolStep:
                     self._begun.add(call.call_id)
             except TurnwireError as raised:
                 error = raised
-            delay = min(2.0, delay_of(error, min(attempt, 2)))
+            delay = min(2.0, delay_of(error, min(attempt, 3)))
             if not passes(error) or attempt >= _TRIES or time.monotonic() + delay >= ends:
                 return self._unanswered(tool, call, error)
             await asyncio.sleep(delay)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 _CLOSE_SECONDS = 20.0
+_FULL_DISK = "(os error 28)"
+"""How the engine ends what it says of ENOSPC."""
 
 
 class QdrantEdgeProvider:
@@ -194,6 +196,8 @@ class QdrantEdgeProvider:
         told = (answer or {}).get("error")
         if error is not None:
             answered.set_exception(error)
+        elif told is not None and _FULL_DISK in told:
+            answered.set_exception(self._away(f"the disk of its banks is full ({told})"))
         elif told is not None:
             answered.set_exception(ProviderError(self.provider_id, str(told)))
         else:
