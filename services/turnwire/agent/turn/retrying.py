@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 MAX_ATTEMPTS = 5
-"""How often a step is tried, while its failures are of the kind that passes: for as long as a service takes to start."""
+"""How often a step is tried whose failures are of the kind that passes: for as long as a service takes to start."""
 _PASSING = frozenset(
     {
         error_pb2.ERROR_REASON_SERVICE_UNAVAILABLE,
