@@ -163,6 +163,16 @@ def test_a_log_on_a_full_disk_stops_nothing():
     assert (0, "went on\n") == (ran.returncode, ran.stdout)
 
 
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_process_without_standard_error_runs(log_format: str):
+    script = _SCRIPT.format(format=log_format, level="info") + "\nprint('went on')"
+    command = ["/bin/sh", "-c", 'exec "$0" -c "$1" 2>&-', sys.executable, script]
+    environ = {"PYTHONPATH": str(ROOT / "services")}
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, env=environ)
+
+    assert (0, "went on\n") == (ran.returncode, ran.stdout)
+
+
 def test_lines_that_were_lost_are_counted_when_there_is_room_again():
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import sys
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
@@ -60,7 +61,9 @@ class Lines(io.TextIOBase):
 
 def configure_logs(settings: TelemetrySettings, service: str) -> None:
     """Sends all logs of the process, those of libraries too, to standard error in one form."""
-    lines = cast("TextIO", Lines(sys.stderr.fileno()))
+    # A process that was started without standard error has none; its logs go nowhere.
+    descriptor = sys.stderr.fileno() if sys.stderr is not None else os.open(os.devnull, os.O_WRONLY)
+    lines = cast("TextIO", Lines(descriptor))
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -70,7 +73,7 @@ def configure_logs(settings: TelemetrySettings, service: str) -> None:
     console = settings.log_format == "console"
     renderer: Any = (
         # Its own way with exceptions shows local variables, and with them keys and what users wrote.
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        structlog.dev.ConsoleRenderer(colors=os.isatty(descriptor), exception_formatter=structlog.dev.plain_traceback)
         if console
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )
