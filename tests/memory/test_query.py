@@ -10,10 +10,11 @@ import pytest
 
 from tests.fakes.qdrant_server import KEY, fake_qdrant
 from tests.memory.memory import EDGE, FILE, Memory, running_memory, text, value
-from turnwire.common.v1 import retrieval_pb2
-from turnwire.errors import NotFound, TurnwireError
+from turnwire.common.v1 import message_pb2, retrieval_pb2
+from turnwire.errors import InvalidArgument, NotFound, TurnwireError
 from turnwire.memory.fusion import merged, packed
-from turnwire.memory.v1 import document_pb2
+from turnwire.memory.v1 import document_pb2, memory_service_pb2
+from turnwire.memory.validation import check_query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,6 +60,17 @@ def test_lists_of_different_kinds_are_merged_by_rank_whatever_their_scores():
     assert ["c", "a", "b", "d"] == _texts(fused)
     assert [61 / 63 + 1, 1.0, 61 / 62, 61 / 62] == pytest.approx([chunk.score for chunk in fused])
     assert [0.2, 0.1, 0.05] == pytest.approx([chunk.score for chunk in vectors])
+
+
+def test_a_least_score_that_is_no_number_is_refused():
+    request = memory_service_pb2.QueryRequest(bank_ids=["zoo"], min_score=float("nan"))
+    request.messages.add(role=message_pb2.ROLE_USER).parts.add(text="Who purrs?")
+
+    with pytest.raises(InvalidArgument, match="min_score is no number"):
+        check_query(request)
+
+    request.min_score = -1.0
+    check_query(request)
 
 
 def test_a_budget_is_filled_with_what_fits():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,9 @@ def check_query(request: memory_service_pb2.QueryRequest) -> None:
         violations.add("max_chunks", f"is {request.max_chunks}; at most {MAX_CHUNKS} are given")
     if request.max_tokens_in_context < 0:
         violations.add("max_tokens_in_context", "must not be negative")
+    if math.isnan(request.min_score):
+        # Nothing is as high as it: every search would find nothing, without an error.
+        violations.add("min_score", "is no number")
     _check_labels(violations, "filters", request.filters)
     violations.raise_if_any()
 
