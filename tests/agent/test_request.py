@@ -11,7 +11,9 @@ from turnwire.agent.turn import transcript
 from turnwire.agent.turn.config import argument_problem, overridden, pin
 from turnwire.agent.turn.inference import InferenceStep
 from turnwire.agent.v1 import agent_pb2, step_pb2, turn_pb2
+from turnwire.agent.validation import check_config
 from turnwire.common.v1 import generation_pb2, message_pb2
+from turnwire.errors import InvalidArgument
 from turnwire.inference.v1 import inference_service_pb2
 
 MODE = generation_pb2.ToolChoice
@@ -187,3 +189,14 @@ def test_a_transcript_that_no_server_would_take_is_a_defect():
 
     with pytest.raises(AssertionError, match="has no result"):
         transcript.check([call, user("next")])
+
+
+def test_a_least_score_that_is_no_number_is_refused_with_the_agent():
+    retrieval = agent_pb2.RetrievalConfig(bank_ids=["zoo"], min_score=float("nan"))
+    config = agent_pb2.AgentConfig(model="p/m", retrieval=retrieval)
+
+    with pytest.raises(InvalidArgument, match=r"config\.retrieval\.min_score is no number"):
+        check_config(config)
+
+    config.retrieval.min_score = 0.35
+    check_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -218,6 +219,8 @@ def _check_retrieval(violations: Violations, field: str, retrieval: agent_pb2.Re
         violations.add(f"{field}.max_tokens_in_context", f"is {retrieval.max_tokens_in_context}; at most 100,000")
     if not 0 <= retrieval.max_chunks <= 100:
         violations.add(f"{field}.max_chunks", f"is {retrieval.max_chunks}; it goes from 1 to 100")
+    if math.isnan(retrieval.min_score):
+        violations.add(f"{field}.min_score", "is no number")
     if retrieval.WhichOneof("query_generator") == "llm" and "{{messages}}" not in retrieval.llm.template:
         violations.add(f"{field}.llm.template", "has `{{messages}}` where the conversation goes")
 
