@@ -53,6 +53,14 @@ async def test_the_value_of_the_last_expression_comes_back_and_none_does_not(box
     assert "10" == (await box.run("_")).finished.value_repr
 
 
+@pytest.mark.parametrize("closing", ["}", '"}', "}\n"])
+async def test_the_end_of_the_call_is_no_part_of_the_code(box: Box, closing: str):
+    assert "42" == (await box.run(f"total = 6 * 7\ntotal{closing}")).finished.value_repr
+    assert "{1: '}'}" == (await box.run("{1: '}'}")).finished.value_repr
+    wrong = await box.run(f"total = 6 * (7{closing}")
+    assert "SyntaxError" in wrong.finished.failure.message
+
+
 async def test_output_comes_as_it_is_written_and_before_the_end(box: Box):
     # The run waits for a file that is only written once the first line has come.
     call = box.call(

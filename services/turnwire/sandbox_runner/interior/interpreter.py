@@ -72,8 +72,21 @@ def run(variables: dict[str, Any], code: str, values: dict[str, Any]) -> dict[st
     return outcome
 
 
+def _parsed(code: str, name: str) -> ast.Module:
+    """Small models close the JSON around their code within the code too; nothing else that fails is guessed at."""
+    try:
+        return ast.parse(code, name)
+    except SyntaxError:
+        for closing in ("}", '"}'):
+            shorter = code.rstrip().removesuffix(closing)
+            if shorter != code.rstrip():
+                with contextlib.suppress(SyntaxError):
+                    return ast.parse(shorter, name)
+        raise  # what is told is what is wrong with the code as it came
+
+
 def _evaluate(code: str, name: str, variables: dict[str, Any]) -> str:
-    tree = ast.parse(code, name)
+    tree = _parsed(code, name)
     last = tree.body[-1] if tree.body else None
     if isinstance(last, ast.Expr):
         tree.body.pop()
