@@ -184,6 +184,19 @@ async def test_a_lease_is_dark_before_it_ends_lost_after_and_begun_anew_under_an
                 await asyncio.gather(keeping, return_exceptions=True)
 
 
+async def test_who_goes_on_under_another_name_leaves_no_lease_of_the_last_one(postgres: str):
+    async with _opened(postgres) as store:
+        lease = Lease(store, SETTINGS, instance_id="one", address="a:1", exclusive=False)
+        await lease.take()
+        # As it is where the clock of the database was an hour ahead, and was set right.
+        await store.write(lambda tx: leases.take(tx, "one", "a:1", 3600.0))
+        lease._lose(lambda: None)
+        await lease.take()
+
+        assert await store.read(lambda tx: leases.address_of(tx, "one")) is None
+        assert "a:1" == await store.read(lambda tx: leases.address_of(tx, lease.instance_id))
+
+
 class _NoQueue:
     async def begin(self, tx: object, tenant: str, session_id: str) -> None:
         return None

@@ -112,6 +112,9 @@ class Voyage:
         _check_same(turn, folded(events), "read anew from another replica")
         assert self._watcher is not None
         _check_same(turn, await self._watcher, "watched at another replica")
+        assert self._stream is not None
+        if self._stream.turn.status in TERMINAL_STATUSES:
+            _check_same(turn, self._stream.turn, "seen by who began it")
         ends = Counter(event.step_id for event in events if event.WhichOneof("payload") in _ENDS)
         assert not ends or max(ends.values()) == 1, turn
         if not self.cancelled:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,6 +135,15 @@ class World:
         temporary = self._clock(process).with_suffix(".new")
         temporary.write_text(f"{seconds:+d}")
         temporary.replace(self._clock(process))
+
+    def await_leases(self) -> None:
+        """Returns when each agent has a lease that is as long as leases are, by the clock of the database."""
+        good = (
+            "SELECT count(*) FROM turnwire_agent.leases WHERE"
+            f" expire_time - extract(epoch FROM clock_timestamp()) * 1000000 BETWEEN 0 AND {LEASE_SECONDS * 1_000_000}"
+        )
+        while self.postgres is not None and int(self.postgres.psql(good)) < len(self.agents):
+            time.sleep(0.05)
 
     def environ(self, process: str) -> dict[str, str]:
         """Returns the environment that makes a process hittable."""

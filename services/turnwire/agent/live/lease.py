@@ -48,6 +48,8 @@ class Lease:
         self._began = float("-inf")
         """When the last good renewal began."""
         self._held = False
+        self._former: list[str] = []
+        """Names that this process has given up, and whose leases it has not ended yet."""
         self._renewed = asyncio.Event()
 
     @property
@@ -68,15 +70,20 @@ class Lease:
         """
         began = since_boot()
         seconds = None if self.exclusive else self._seconds
+        former = list(self._former)
 
         async def unit(tx: Transaction) -> None:
             if self.exclusive:
                 await leases.end_all(tx)
+            # By the clock of the database they may be good for long: where it was set back, or this one was wrong.
+            for instance_id in former:
+                await leases.end(tx, instance_id)
             await leases.take(tx, self.instance_id, self._address, seconds)
 
         async with _TAKING:
             await self._store.write(unit)
         self._held = True
+        del self._former[: len(former)]
         self._note(began)
 
     async def run(self, *, lost: Callable[[], None], lit_again: Callable[[], None]) -> None:
@@ -132,6 +139,7 @@ class Lease:
     def _lose(self, lost: Callable[[], None]) -> None:
         _log.warning("lease_lost", instance_id=self.instance_id, age_seconds=round(self._age(), 3))
         self._held = False
+        self._former.append(self.instance_id)
         # Under another name: the turns of the old one are for whoever claims them, this process too.
         self.instance_id = new_id("inst")
         lost()
