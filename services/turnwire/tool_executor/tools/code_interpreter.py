@@ -78,10 +78,12 @@ _SCHEMA = {
     "required": ["code"],
     "additionalProperties": False,
 }
-# The example is worth its tokens: small models write code that looks like it.
+# The examples are worth their tokens: small models write code that looks like one of them.
 _DESCRIPTION = (
     "Computes with Python (numpy, pandas, matplotlib): numbers, dates, counting, data. Variables and files stay. "
-    r'Example: {"code": "total = sum(range(10))\nprint(total)"}'
+    r'Examples: {"code": "import math\nprint(math.comb(9, 4) * 12.5)"}'
+    r' {"code": "from datetime import date\nprint(date(2023, 5, 9).strftime(\"%A\"))"}'
+    r' {"code": "total = 0\nfor n in range(3, 8):\n    total += n ** 2\nprint(total)"}'
 )
 
 
