@@ -122,6 +122,14 @@ class Terminal:
         self._position = found + len(text)
         return self.shown[start:found]
 
+    def ends_within(self, seconds: float) -> bool:
+        """True when the command ends in that time."""
+        try:
+            self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def code(self) -> int:
         """Reads to the end and returns the exit code."""
         deadline = time.monotonic() + _SECONDS

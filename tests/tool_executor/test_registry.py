@@ -47,8 +47,8 @@ async def test_tools_come_with_their_providers():
         (tool.tool_id, tool.idempotent, tool.built_in) for tool in tools
     ]
     assert {"code_interpreter", "web_search"} == {tool.definition.name for tool in tools}
-    # The prompt of the ready-made agent stays short.
-    assert sum(len(tool.definition.SerializeToString()) for tool in tools) < 700
+    # The prompt of the ready-made agent stays short: its tokens are counted in `mesh/test_assistant.py`.
+    assert sum(len(tool.definition.SerializeToString()) for tool in tools) < 800
 
 
 async def test_a_registration_outlives_a_restart_and_its_provider(tmp_path: Path):
