@@ -15,9 +15,7 @@ from tests.mesh.asking import check_log, events_of, folded, session_of
 from tests.tool_executor.calling import FAILED, SUCCEEDED, drawing, executor_of, searching
 from turnwire.agent.v1 import agent_pb2, turn_pb2
 from turnwire.common.v1 import error_pb2
-from turnwire.errors import ProviderRateLimited, ProviderUnavailable
 from turnwire.testing.mesh import running_mesh
-from turnwire.tool_executor.attempts import delay_of
 from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 if TYPE_CHECKING:
@@ -60,8 +58,7 @@ async def test_a_search_is_made_three_times_and_not_for_ever():
         fake.script = ["503"] * 9
         attempts, result = await _asked(executor, "web_search", QUERY)
 
-    # Without delays between them a reader may see the last one only.
-    assert attempts in ([2, 3], [3])
+    assert [2, 3] == attempts
     assert error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE == result.failure.reason
     assert result.failure.retryable
     assert 3 == len(fake.requests)
@@ -97,8 +94,7 @@ async def test_a_picture_that_could_not_be_asked_for_is_tried_again_since_nothin
             attempts, result = await _asked(executor, "photogen", PROMPT)
             noted = await executor.execution()
 
-    assert attempts in ([2, 3], [3])
-    assert FAILED == noted.state
+    assert ([2, 3], FAILED) == (attempts, noted.state)
     assert error_pb2.ERROR_REASON_PROVIDER_UNAVAILABLE == result.failure.reason
 
 
@@ -135,16 +131,6 @@ async def test_a_further_attempt_is_an_event_of_the_turn():
     assert turn_pb2.TURN_STATUS_COMPLETED == folded(events).status
     told = [event.step_progress for event in events if event.HasField("step_progress")]
     assert [(2, 3, "attempts")] == [(each.done, each.total, each.unit) for each in told]
-
-
-def test_attempts_are_apart_by_growing_times_or_by_what_the_other_side_asks_for():
-    away = ProviderUnavailable("web", "it is away")
-    first, second = ({delay_of(away, attempt) for _ in range(20)} for attempt in (1, 2))
-    asked = delay_of(ProviderRateLimited("web", "slow down", retry_after=7.0), 1)
-
-    assert 0.5 <= min(first) < max(first) <= 0.65
-    assert 2.0 <= min(second) < max(second) <= 2.6
-    assert 7.0 <= asked <= 9.1
 
 
 async def test_a_server_that_cannot_be_reached_in_time_passes_the_limit_for_connecting():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,8 @@ import structlog
 
 from turnwire.common.v1 import error_pb2
 from turnwire.errors import TurnwireError
-from turnwire.tool_executor.tools.port import NeverSent, OutcomeLost, Output, Progress, Sending
+from turnwire.runtime.retrying import delay_of
+from turnwire.tool_executor.tools.port import ATTEMPTS, NeverSent, OutcomeLost, Output, Progress, Sending
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -30,13 +30,6 @@ _PASSING = frozenset(
         error_pb2.ERROR_REASON_PROVIDER_RATE_LIMITED,
     }
 )
-_LONGEST_DELAY = 30.0
-
-
-def delay_of(error: TurnwireError, attempt: int) -> float:
-    """Returns the seconds to wait after an attempt: what the other side asked for, or growing ones, with jitter."""
-    delay = error.retry_after if error.retry_after is not None else 0.5 * 4 ** (attempt - 1)
-    return min(delay, _LONGEST_DELAY) * random.uniform(1.0, 1.3)  # noqa: S311 - jitter, no secret
 
 
 async def attempts(provider: Provider, call: Call, clock: Clock) -> AsyncGenerator[Piece]:
@@ -71,7 +64,7 @@ async def attempts(provider: Provider, call: Call, clock: Clock) -> AsyncGenerat
                 raise
         attempt += 1
         _log.info("tool_asked_again", attempt=attempt, error=error.message, delay_seconds=round(delay, 3))
-        yield Progress(attempt, MAX_ATTEMPTS, "attempts")
+        yield Progress(attempt, MAX_ATTEMPTS, ATTEMPTS)
         await asyncio.sleep(delay)
 
 

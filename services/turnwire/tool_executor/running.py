@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from turnwire.tool_executor.results import clean
+from turnwire.tool_executor.tools.port import ATTEMPTS
 from turnwire.tool_executor.v1 import execution_pb2, tool_executor_service_pb2
 from turnwire.tool_executor.written import cut
 
@@ -39,6 +40,8 @@ class Running:
         self._output = bytearray()
         self._full = False
         self._progress: tool_executor_service_pb2.ExecutionProgress | None = None
+        self._attempts: list[tool_executor_service_pb2.ExecutionProgress] = []
+        """Further attempts: each is told, however soon the next one follows."""
         self._changes = 0
         self._changed = asyncio.Event()
         self._result: message_pb2.ToolResult | None = None
@@ -69,9 +72,11 @@ class Running:
 
     def progress(self, done: int, total: int, unit: str) -> None:
         """Tells the readers how much is done."""
-        self._progress = tool_executor_service_pb2.ExecutionProgress(
-            state=self._state, done=done, total=total, unit=unit
-        )
+        made = tool_executor_service_pb2.ExecutionProgress(state=self._state, done=done, total=total, unit=unit)
+        if unit == ATTEMPTS:
+            self._attempts.append(made)
+        else:
+            self._progress = made
         self._tell()
 
     def write(self, text: str) -> None:
@@ -115,7 +120,7 @@ class Running:
         seen = -1
         state: State.ValueType | None = None
         progress: tool_executor_service_pb2.ExecutionProgress | None = None
-        offset = 0
+        offset = attempts = 0
         while True:
             changed = self._changed
             if seen != self._changes:
@@ -123,6 +128,9 @@ class Running:
                 if self._state != state:
                     state = self._state
                     yield at(state)
+                while attempts < len(self._attempts):
+                    attempts += 1
+                    yield tool_executor_service_pb2.ExecuteToolResponse(progress=self._attempts[attempts - 1])
                 if self._progress is not None and self._progress is not progress:
                     progress = self._progress
                     yield tool_executor_service_pb2.ExecuteToolResponse(progress=progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 import structlog
@@ -10,6 +9,7 @@ import structlog
 from turnwire.agent.log.writer import draft
 from turnwire.agent.v1 import event_pb2
 from turnwire.common.v1 import error_pb2
+from turnwire.runtime.retrying import delay_of
 
 if TYPE_CHECKING:
     from turnwire.agent.v1 import step_pb2, turn_pb2
@@ -29,18 +29,11 @@ _PASSING = frozenset(
         error_pb2.ERROR_REASON_STORE_UNAVAILABLE,
     }
 )
-_LONGEST_DELAY = 30.0
 
 
 def passes(error: TurnwireError) -> bool:
     """True when the same request may succeed a little later."""
     return error.reason in _PASSING
-
-
-def delay_of(error: TurnwireError, attempt: int) -> float:
-    """Returns the seconds to wait after an attempt: what the other side asked for, or growing ones, with jitter."""
-    delay = error.retry_after if error.retry_after is not None else 0.5 * 2 ** (attempt - 1)
-    return min(delay, _LONGEST_DELAY) * random.uniform(1.0, 1.3)  # noqa: S311 - jitter, no secret
 
 
 def failed_or_restarted(turn: turn_pb2.Turn, step: step_pb2.Step, error: TurnwireError) -> event_pb2.StepEvent:

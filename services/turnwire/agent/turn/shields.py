@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import grpc
 import structlog
 
-from turnwire.agent.turn.retrying import MAX_ATTEMPTS, delay_of, passes
+from turnwire.agent.turn.retrying import MAX_ATTEMPTS, passes
 from turnwire.agent.v1 import agent_pb2
 from turnwire.common.v1 import error_pb2, message_pb2, shield_pb2
 from turnwire.errors import TurnwireError, from_rpc_error
 from turnwire.runtime.failpoints import Boundary
+from turnwire.runtime.retrying import delay_of
 from turnwire.safety.v1 import safety_service_pb2
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from turnwire.agent.log.writer import draft
 from turnwire.agent.turn.calls import failed_result, is_callers
 from turnwire.agent.turn.config import CODE_INTERPRETER
 from turnwire.agent.turn.inputs import is_unknown
-from turnwire.agent.turn.retrying import delay_of, passes
+from turnwire.agent.turn.retrying import passes
 from turnwire.agent.turn.together import together
 from turnwire.agent.turn.transcript import excerpts
 from turnwire.agent.v1 import agent_pb2, event_pb2, step_pb2, turn_pb2
@@ -21,6 +21,7 @@ from turnwire.common.v1 import error_pb2, message_pb2
 from turnwire.errors import TurnwireError, from_rpc_error, may_have_arrived
 from turnwire.runtime.channels import upstream
 from turnwire.runtime.failpoints import Failpoint
+from turnwire.runtime.retrying import delay_of
 from turnwire.tool_executor.v1 import tool_executor_service_pb2
 
 if TYPE_CHECKING:

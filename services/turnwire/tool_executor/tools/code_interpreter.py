@@ -41,7 +41,7 @@ from turnwire.tool_executor.limits import LONGEST, Limits
 from turnwire.tool_executor.locks import KeyedLocks
 from turnwire.tool_executor.patience import patiently
 from turnwire.tool_executor.tools.configuring import ToolSettings, built_in, described_as, settings_of
-from turnwire.tool_executor.tools.port import Answer, File, OutcomeLost, Output, Progress, Sending
+from turnwire.tool_executor.tools.port import ATTEMPTS, Answer, File, OutcomeLost, Output, Progress, Sending
 from turnwire.tool_executor.v1 import artifact_service_pb2
 from turnwire.tool_executor.workspaces import NOT_KEPT, Changes
 from turnwire.tool_executor.written import Written
@@ -193,7 +193,7 @@ class CodeInterpreterProvider:
             else:
                 return
             attempt += 1
-            yield Progress(attempt, 0, "attempts")
+            yield Progress(attempt, 0, ATTEMPTS)
             await asyncio.sleep(pause)
 
     async def _prepare(self, key: tuple[str, str], run: _Run) -> None:

@@ -72,6 +72,10 @@ class Output:
     text: str
 
 
+ATTEMPTS = "attempts"
+"""The unit of progress that tells of further attempts: each of them is told, other progress only as far as it is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How much is done; a total of 0 is not known."""
