@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import grpc
 import pytest
 
-from tests.agent.turns import TURN, completed, delta, inference_completed, numbered, started, step_started
+from tests.agent.turns import TURN, completed, delta, inference_completed, numbered, row, started, step_started
 from turnwire.agent.live.following import Following
 from turnwire.agent.live.live_turn import LiveTurn
 from turnwire.agent.live.peers import Peers
@@ -17,8 +17,6 @@ from turnwire.agent.log.reading import read_turn
 from turnwire.agent.log.turn_log import TurnLog
 from turnwire.agent.store import events, leases, turns
 from turnwire.agent.store.schema import SCHEMA
-from turnwire.agent.store.turns import TurnRow
-from turnwire.agent.v1 import turn_pb2
 from turnwire.agent.v1.turn_owner_service_pb2 import FollowTurnRequest
 from turnwire.runtime.directory import Directory
 from turnwire.runtime.settings import Settings
@@ -29,21 +27,7 @@ if TYPE_CHECKING:
 
     from turnwire.agent.v1 import event_pb2
 
-ROW = TurnRow(
-    turn_id=TURN,
-    session_id="sess_1",
-    ordinal=1,
-    status=turn_pb2.TURN_STATUS_RUNNING,
-    request_digest="",
-    config_digest="",
-    owner="another",
-    epoch=1,
-    sequence_ceiling=10,
-    disconnect_policy=0,
-    expire_time=None,
-    metadata=None,
-    create_time=0,
-)
+ROW = row("another")
 LOG = numbered(started(), step_started("s1"), delta("s1", 0, "hello"), inference_completed("s1"), completed("s1"))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.agent.turns import TURN, inference_completed, started, step_started
+from tests.agent.turns import TURN, inference_completed, row, started, step_started
 from turnwire.agent.live.lease import Lease
 from turnwire.agent.log.turn_log import TurnLog
 from turnwire.agent.log.writer import FORMAT, UNSTORED_BYTES, TurnWriter, draft
@@ -49,23 +49,8 @@ async def _opened(url: str) -> AsyncGenerator[PostgresStore]:
         await store.close()
 
 
-def _row(owner: str, *, turn_id: str = TURN, format: int = FORMAT) -> TurnRow:
-    return TurnRow(
-        turn_id=turn_id,
-        session_id=f"sess of {turn_id}",
-        ordinal=1,
-        status=turn_pb2.TURN_STATUS_RUNNING,
-        request_digest="",
-        config_digest="",
-        owner=owner,
-        epoch=1,
-        sequence_ceiling=10,
-        disconnect_policy=0,
-        expire_time=None,
-        metadata=None,
-        create_time=0,
-        format=format,
-    )
+def _row(owner: str, *, turn_id: str = TURN, **other: Any) -> TurnRow:
+    return row(owner, turn_id=turn_id, session_id=f"sess of {turn_id}", **other)
 
 
 async def _insert(store: Store, row: TurnRow) -> None:

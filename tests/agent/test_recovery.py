@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agent.turns import TURN, inference_completed, numbered, started, step_started
+from tests.agent.turns import TURN, inference_completed, numbered, row, started, step_started
 from turnwire.agent.live.live_turn import LiveTurn
 from turnwire.agent.live.recovery import MAX_RECOVERIES, first_events
 from turnwire.agent.log.turn_log import TurnLog
-from turnwire.agent.log.writer import FORMAT, draft
-from turnwire.agent.store.turns import TurnRow
-from turnwire.agent.v1 import event_pb2, step_pb2, turn_pb2
+from turnwire.agent.log.writer import draft
+from turnwire.agent.v1 import event_pb2, step_pb2
 from turnwire.common.v1 import error_pb2, message_pb2, shield_pb2
 
 if TYPE_CHECKING:
@@ -23,23 +22,9 @@ CALL = message_pb2.ToolCall(call_id="c1", name="pay")
 
 def _lost(events: list[event_pb2.StepEvent]) -> LiveTurn:
     """A turn whose log is these events, and which a new owner has just claimed."""
-    row = TurnRow(
-        turn_id=TURN,
-        session_id="sess_1",
-        ordinal=1,
-        status=turn_pb2.TURN_STATUS_RUNNING,
-        request_digest="",
-        config_digest="",
-        owner="new",
-        epoch=9,
-        sequence_ceiling=0,
-        disconnect_policy=0,
-        expire_time=None,
-        metadata=None,
-        create_time=0,
-        format=FORMAT,
+    return LiveTurn(
+        tenant="t", row=row("new", epoch=9, sequence_ceiling=0), log=TurnLog.stored(TURN, numbered(*events), 0)
     )
-    return LiveTurn(tenant="t", row=row, log=TurnLog.stored(TURN, numbered(*events), 0))
 
 
 def _calling() -> list[event_pb2.StepEvent]:

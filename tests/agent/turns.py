@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from turnwire.agent.log.writer import draft
-from turnwire.agent.v1 import agent_pb2, event_pb2, step_pb2
+from typing import Any
+
+from turnwire.agent.log.writer import FORMAT, draft
+from turnwire.agent.store.turns import TurnRow
+from turnwire.agent.v1 import agent_pb2, event_pb2, step_pb2, turn_pb2
 from turnwire.common.v1 import generation_pb2, message_pb2
 
 TURN = "turn_1"
@@ -78,3 +81,24 @@ def numbered(*events: event_pb2.StepEvent) -> list[event_pb2.StepEvent]:
     for number, event in enumerate(events, start=1):
         event.first_sequence = event.sequence = number
     return list(events)
+
+
+def row(owner: str, **other: Any) -> TurnRow:
+    """Returns the row of a turn that runs, and has an owner; `other` are fields that are not as usual."""
+    fields: dict[str, Any] = {
+        "turn_id": TURN,
+        "session_id": "sess_1",
+        "ordinal": 1,
+        "status": turn_pb2.TURN_STATUS_RUNNING,
+        "request_digest": "",
+        "config_digest": "",
+        "owner": owner,
+        "epoch": 1,
+        "sequence_ceiling": 10,
+        "disconnect_policy": 0,
+        "expire_time": None,
+        "metadata": None,
+        "create_time": 0,
+        "format": FORMAT,
+    }
+    return TurnRow(**fields | other)

@@ -45,7 +45,7 @@ class Fault:
         """Sets right what lasts for longer than the turn: a clock. The next fault finds leases by the right one."""
         if self.kind == "clock moved" and self.victim:
             world.set_clock(self.victim, 0)
-            await asyncio.to_thread(world.await_leases)
+            await world.settle()
 
     def __str__(self) -> str:
         """Says what it is, and how it is repeated."""

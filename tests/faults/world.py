@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,14 +135,20 @@ class World:
         temporary.write_text(f"{seconds:+d}")
         temporary.replace(self._clock(process))
 
-    def await_leases(self) -> None:
+    async def settle(self) -> None:
         """Returns when each agent has a lease that is as long as leases are, by the clock of the database."""
         good = (
             "SELECT count(*) FROM turnwire_agent.leases WHERE"
             f" expire_time - extract(epoch FROM clock_timestamp()) * 1000000 BETWEEN 0 AND {LEASE_SECONDS * 1_000_000}"
         )
-        while self.postgres is not None and int(self.postgres.psql(good)) < len(self.agents):
-            time.sleep(0.05)
+        postgres = self.postgres
+        if postgres is None:
+            return
+
+        async def settled() -> bool:
+            return int(await asyncio.to_thread(postgres.psql, good)) >= len(self.agents)
+
+        await until(settled)
 
     def environ(self, process: str) -> dict[str, str]:
         """Returns the environment that makes a process hittable."""

@@ -155,16 +155,21 @@ async def test_arguments_that_do_not_fit_are_told_and_nothing_is_sent():
     assert [] == fake.requests
 
 
-async def test_arguments_are_refused_again_when_their_refusal_was_not_written_down(monkeypatch: pytest.MonkeyPatch):
-    ended = Journal.ended
+def _fails_once(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Has the next use of a method of the journal meet a full disk."""
+    works = getattr(Journal, method)
     failures = [StoreUnavailable("tool_executor", "the disk is full")]
 
     async def failing(*given: Any) -> Any:
         if failures:
             raise failures.pop()
-        return await ended(*given)
+        return await works(*given)
 
-    monkeypatch.setattr(Journal, "ended", failing)
+    monkeypatch.setattr(Journal, method, failing)
+
+
+async def test_arguments_are_refused_again_when_their_refusal_was_not_written_down(monkeypatch: pytest.MonkeyPatch):
+    _fails_once(monkeypatch, "ended")
     async with fake_images() as fake, executor_of(drawing(fake)) as executor:
         with pytest.raises(StoreUnavailable):
             await executor.run("photogen", {"prompt": 3})
@@ -176,15 +181,7 @@ async def test_arguments_are_refused_again_when_their_refusal_was_not_written_do
 
 
 async def test_a_call_that_could_not_be_noted_as_sent_runs_when_it_is_asked_for_again(monkeypatch: pytest.MonkeyPatch):
-    dispatched = Journal.dispatched
-    failures = [StoreUnavailable("tool_executor", "the disk is full")]
-
-    async def failing(*given: Any) -> Any:
-        if failures:
-            raise failures.pop()
-        return await dispatched(*given)
-
-    monkeypatch.setattr(Journal, "dispatched", failing)
+    _fails_once(monkeypatch, "dispatched")
     async with fake_images() as fake, executor_of(drawing(fake)) as executor:
         with pytest.raises(StoreUnavailable):
             await executor.run("photogen", {"prompt": "red"})
