@@ -11,12 +11,12 @@ import pytest
 
 from tests.tool_executor.calling import KEYS, TWO_TENANTS, Executor, calling, executor_of
 from turnwire.errors import (
+    ContentLost,
     DocumentRefused,
     IdempotencyConflict,
     InvalidArgument,
     NotFound,
     QuotaExhausted,
-    StoreUnavailable,
 )
 from turnwire.runtime.settings import ArtifactSettings
 from turnwire.runtime.storage import SqliteStore
@@ -174,8 +174,11 @@ async def test_a_content_that_somebody_took_away_is_told_apart_from_a_file_that_
         artifact = await executor.upload(b"abc")
         for path in (tmp_path / "data" / "artifacts").glob("=*/*/*"):
             path.unlink()
-        with pytest.raises(StoreUnavailable):
+        with pytest.raises(ContentLost) as raised:
             await executor.download(artifact.artifact_id)
+
+    assert f"The content of {artifact.artifact_id} is missing in the artifact store" in raised.value.message
+    assert ({"artifact_id": artifact.artifact_id}, False) == (raised.value.metadata, raised.value.retryable)
 
 
 async def test_files_are_bounded_each_and_together(tmp_path: Path):

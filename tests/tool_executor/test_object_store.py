@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from tests.tool_executor.calling import CODE, SECRET, calling
 from turnwire.cli.checks import state
-from turnwire.errors import ArtifactStoreUnavailable, StoreUnavailable
+from turnwire.errors import ArtifactStoreUnavailable, ContentLost, StoreUnavailable
 from turnwire.runtime.settings import ArtifactSettings, Settings
 from turnwire.runtime.storage import SqliteStore
 from turnwire.testing.mesh import running_mesh
@@ -169,7 +169,7 @@ async def test_a_content_that_was_altered_is_never_had_whole(object_store: Objec
             async for piece in artifacts.read("t", kept.artifact_id):
                 got.extend(piece)
 
-        with pytest.raises(StoreUnavailable, match="was altered"):
+        with pytest.raises(ContentLost, match="was altered"):
             await read()
 
     assert len(got) < len(DATA)

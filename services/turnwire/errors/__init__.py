@@ -27,8 +27,8 @@ A message says what happened, where, and what to do next. One interceptor turns 
 # ├── Unavailable                UNAVAILABLE          SERVICE_UNAVAILABLE: retry with back-off
 # │   ├── Draining, NotOwner
 # │   └── StoreUnavailable
-# │       ├── ArtifactStoreUnavailable                the object store of artifacts
-# │       └── ContentLost                             what an artifact had is not there any more
+# │       └── ArtifactStoreUnavailable                the object store of artifacts
+# ├── ContentLost                DATA_LOSS            what an artifact had is not there any more
 # ├── DeadlineExceeded           DEADLINE_EXCEEDED
 # ├── Cancelled                  CANCELLED
 # ├── Unimplemented              UNIMPLEMENTED

@@ -123,14 +123,6 @@ class StoreUnavailable(Unavailable):
         )
 
 
-class ContentLost(StoreUnavailable):
-    """What an artifact had is not there as it was stored; it will not be there a little later either."""
-
-    def __init__(self, artifact_id: str, how: str) -> None:
-        """Says `how` it is: `is missing`."""
-        super().__init__("tool_executor", f"the content of {artifact_id} {how}")
-
-
 class ArtifactStoreUnavailable(StoreUnavailable):
     """The object store of artifacts cannot be reached, or refuses."""
 
@@ -142,6 +134,21 @@ class ArtifactStoreUnavailable(StoreUnavailable):
             self,
             f"The artifact store {where} cannot be used: {detail}. {todo}.",
             metadata={"service": "tool_executor", "store": where},
+        )
+
+
+class ContentLost(TurnwireError):
+    """What an artifact had is not there as it was stored; it will not be there a little later either."""
+
+    code = grpc.StatusCode.DATA_LOSS
+    reason = error_pb2.ERROR_REASON_CONTENT_LOST
+
+    def __init__(self, artifact_id: str, how: str) -> None:
+        """Says `how` it is: `is missing`."""
+        super().__init__(
+            f"The content of {artifact_id} {how} in the artifact store, and does not come back. Upload it again, or"
+            " bring the store back from a copy.",
+            metadata={"artifact_id": artifact_id},
         )
 
 

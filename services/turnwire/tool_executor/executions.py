@@ -13,7 +13,7 @@ import structlog
 from jsonschema import Draft202012Validator
 
 from turnwire.common.v1 import error_pb2, message_pb2
-from turnwire.errors import ContentLost, Draining, Internal, InvalidArgument, NotServed, StoreUnavailable, TurnwireError
+from turnwire.errors import Draining, Internal, InvalidArgument, NotServed, StoreUnavailable, TurnwireError
 from turnwire.runtime.failpoints import Failpoint
 from turnwire.runtime.identity import acting_as
 from turnwire.tool_executor import journal as journals
@@ -297,9 +297,9 @@ class Executions:
             result = results.failed_by(call_id, tool_id, never.error)
         except TurnwireError as error:
             if isinstance(error, StoreUnavailable):
-                if not sent and not isinstance(error, ContentLost):
+                if not sent:
                     raise  # it stays prepared: whoever asks again has it run when there is a database again
-                if sent and not work.tool.idempotent:
+                if not work.tool.idempotent:
                     return _lost(running, work, f"what it gave could not be kept ({error.message})")
             result = results.failed_by(call_id, tool_id, error)
         except Exception:

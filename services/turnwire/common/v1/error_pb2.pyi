@@ -208,6 +208,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION. There is nothing to decide about a tool call: its outcome is known, or
     something else was decided. Metadata: `call_id`, `state`.
     """
+    ERROR_REASON_CONTENT_LOST: _ErrorReason.ValueType  # 51
+    """DATA_LOSS. What an artifact had is missing, cut or altered where it was kept, and does not come
+    back: upload it again. Metadata: `artifact_id`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why an operation was refused or failed. The full name of the value travels in
@@ -397,6 +401,10 @@ ERROR_REASON_QUOTA_EXHAUSTED: ErrorReason.ValueType  # 49
 ERROR_REASON_EXECUTION_NOT_IN_DOUBT: ErrorReason.ValueType  # 50
 """FAILED_PRECONDITION. There is nothing to decide about a tool call: its outcome is known, or
 something else was decided. Metadata: `call_id`, `state`.
+"""
+ERROR_REASON_CONTENT_LOST: ErrorReason.ValueType  # 51
+"""DATA_LOSS. What an artifact had is missing, cut or altered where it was kept, and does not come
+back: upload it again. Metadata: `artifact_id`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -103,6 +103,7 @@ class Artifacts:
         Raises:
             NotFound: there is none.
             InvalidArgument: it ends before `start`.
+            ContentLost: its bytes are not there as they were stored.
         """
         artifact = await self.get(tenant, artifact_id)
         if start > artifact.size_bytes:
